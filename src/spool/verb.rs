@@ -1,0 +1,167 @@
+//! The supervisor's verbs: their names on the command line and what each answers.
+//!
+//! A verb prints one [`Answer`] as a JSON line and exits 0, also when it refuses; any other exit means that the
+//! supervisor could not be run at all. `start` and `attach` print frames instead (see [`super::frame`]), the first
+//! of which is the answer.
+//!
+//! ```text
+//! hello   --pool NAMESPACE/NAME --pool-uid UID --epoch N      -> Hello      claims the host, raises the epoch
+//! unclaim --pool-uid UID --epoch N                            -> Done       gives the host back
+//! list    --pool-uid UID --epoch N                            -> List
+//! start   [--from N]          (job order on stdin)            -> frames     twice is once
+//! attach  --environment E --job J --from N --epoch N          -> frames
+//! status  --environment E --job J                             -> Job
+//! append  --environment E --job J --once ID --epoch N  (text on stdin) -> Log
+//! seal    --environment E --job J --epoch N     (last text on stdin)   -> Log
+//! cancel  --environment E --job J --epoch N [--graceful]      -> Done
+//! suspend --environment E --job J --epoch N                   -> Environment
+//! release --environment E --epoch N [--force]                 -> Done       removes workspace, processes, state
+//! stat                                                        -> Stat
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use super::record::{Claim, EnvironmentRecord, JobRecord};
+
+/// What a verb answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Answer {
+    /// To `hello`.
+    Hello(Box<Hello>),
+    /// To `list`.
+    List(Vec<Listed>),
+    /// To `status`, and the first frame of `start` and `attach`.
+    Job(Box<JobRecord>),
+    /// To `suspend`.
+    Environment(Box<EnvironmentRecord>),
+    /// To `append` and `seal`.
+    Log(LogEnd),
+    /// To `cancel`, `release`, `unclaim`.
+    Done,
+    /// To `stat`.
+    Stat(Stat),
+    /// The verb did nothing; why is in the refusal.
+    Refused(Refusal),
+}
+
+/// Who and what the host is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Highest protocol the supervisor speaks.
+    pub protocol: u32,
+    /// Formats of files it can read.
+    pub formats: Vec<u32>,
+    /// Its version.
+    pub version: String,
+    /// `uname -m`.
+    pub machine: String,
+    /// Host name.
+    pub hostname: String,
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// Whether it runs as root.
+    pub root: bool,
+    /// How processes can be frozen and killed as a tree.
+    pub cgroup: CgroupSupport,
+    /// Programs a job needs that are missing, such as `git`.
+    pub missing_programs: Vec<String>,
+    /// The claim after this call.
+    pub claim: Claim,
+}
+
+/// What the host offers to hold a process tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CgroupSupport {
+    /// A writable cgroup v2 tree.
+    V2,
+    /// Writable cgroup v1 freezer and pids trees.
+    V1,
+    /// Sessions and signals only.
+    None,
+}
+
+/// One environment with its last job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Listed {
+    /// The environment.
+    pub environment: EnvironmentRecord,
+    /// Its jobs that are still on disk, oldest first.
+    pub jobs: Vec<JobStatus>,
+}
+
+/// A job's record with what only a look at the process table can add.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// The record on disk.
+    pub record: JobRecord,
+    /// Whether the process that runs it is alive.
+    pub alive: bool,
+}
+
+/// The end of a log file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEnd {
+    /// Bytes in the log.
+    pub length: u64,
+    /// CRC-32 (IEEE) over all of them.
+    pub crc32: u32,
+}
+
+/// Load and room of the host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stat {
+    /// Free bytes where workspaces live.
+    pub builds_free_bytes: u64,
+    /// Free bytes where the state lives.
+    pub state_free_bytes: u64,
+    /// One-minute load average.
+    pub load1: f64,
+    /// Processors.
+    pub cpus: u32,
+    /// Share of CPU time stolen by the hypervisor since boot, 0 to 1.
+    pub steal: f64,
+    /// Seconds since boot.
+    pub uptime_seconds: u64,
+}
+
+/// Why a verb did nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What kind of refusal, for the caller to act on.
+    pub reason: RefusalReason,
+    /// One sentence that names the value and the way out. Never a secret.
+    pub message: String,
+}
+
+/// The kinds of refusal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalReason {
+    /// The caller's epoch is older than one the host has seen; `seen` is the host's.
+    StaleEpoch {
+        /// Highest epoch the host has seen.
+        seen: u64,
+    },
+    /// Another pool owns the host.
+    ClaimedByOther {
+        /// `namespace/name` of the owner.
+        pool: String,
+        /// Uid of the owner.
+        pool_uid: String,
+    },
+    /// No such environment or job on this host.
+    NotFound,
+    /// The environment belongs to another project than the order says.
+    ProjectMismatch,
+    /// The workspace, its marker or its mount is not the one that was put to sleep.
+    WorkspaceMismatch,
+    /// A job uses the environment.
+    InUse,
+    /// The slot holds another environment.
+    SlotTaken,
+    /// The log is sealed.
+    Sealed,
+    /// The order cannot be read or asks for something this host cannot do.
+    Unsupported,
+    /// The host failed: disk full, permission, a missing program.
+    HostFailure,
+}
