@@ -8,6 +8,8 @@
 //!                                              SuspendedEnvironment <-- environment controller (TTL, release)
 //! ```
 
+#[cfg(feature = "operator")]
+pub mod api;
 pub mod gitlab;
 pub mod spool;
 #[cfg(feature = "supervisor")]
