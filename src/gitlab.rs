@@ -1,3 +1,16 @@
-//! GitLab's runner API: the wire types, shared with the supervisor, and the operator's client of it.
+//! GitLab's runner API: the wire types, shared with the supervisor, and the operator's side of the conversation.
+//!
+//! `client` is the edge: answers come back as meanings, never as status codes. `trace` and `report` decide, purely,
+//! which bytes to send next and what an answer to a final update leads to.
 
+#[cfg(feature = "operator")]
+pub mod client;
+#[cfg(feature = "operator")]
+pub mod features;
+#[cfg(feature = "operator")]
+pub mod reason;
+#[cfg(feature = "operator")]
+pub mod report;
+#[cfg(feature = "operator")]
+pub mod trace;
 pub mod wire;

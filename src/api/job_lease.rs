@@ -68,8 +68,6 @@ pub struct JobLeaseSpec {
     pub resume_from: Option<String>,
     /// Seconds the job may take.
     pub timeout_seconds: u64,
-    /// Whether GitLab waits for a confirmation of the job before it counts as running.
-    pub two_phase: bool,
     /// When GitLab handed the job out.
     pub accepted_at: Time,
     /// How many Secrets hold the job's payload.

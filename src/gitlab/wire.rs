@@ -295,9 +295,6 @@ pub struct ServerFeatures {
     /// Failure reasons the server lists.
     #[serde(deserialize_with = "nullable")]
     pub failure_reasons: Vec<String>,
-    /// Whether the server waits for a confirmation of the job.
-    #[serde(deserialize_with = "nullable")]
-    pub two_phase_job_commit: bool,
 }
 
 /// Suspend triggers and the key to resume.

@@ -1,0 +1,319 @@
+//! A host whose supervisor answers: its verbs as calls, its frames as a stream.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::connection::{Connection, SshError, Stream};
+use super::install::Installed;
+use super::quote;
+use crate::spool::frame::{Decoder, Frame, FrameError};
+use crate::spool::order::JobOrder;
+use crate::spool::record::EnvironmentRecord;
+use crate::spool::verb::{Answer, Hello, Listed, LogEnd, Refusal};
+
+/// Time for a verb that answers at once. Removing a large workspace is the slowest of them.
+const VERB_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Silence on an attached stream after which the host counts as lost: a live one sends a beat every few seconds.
+pub const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a verb did not answer as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// SSH failed.
+    #[error(transparent)]
+    Ssh(#[from] SshError),
+    /// The verb took too long.
+    #[error("the supervisor did not answer {verb} within {} s", VERB_TIMEOUT.as_secs())]
+    Slow {
+        /// The verb.
+        verb: &'static str,
+    },
+    /// The supervisor did nothing, and says why.
+    #[error("the supervisor refused: {}", .0.message)]
+    Refused(Refusal),
+    /// The supervisor could not be run.
+    #[error("the supervisor ended with exit code {code} at {verb}: {stderr}")]
+    Crashed {
+        /// The verb.
+        verb: &'static str,
+        /// Exit code.
+        code: u32,
+        /// What it printed.
+        stderr: String,
+    },
+    /// The answer is not one to this verb.
+    #[error("the supervisor's answer to {verb} cannot be understood")]
+    Answer {
+        /// The verb.
+        verb: &'static str,
+    },
+    /// The stream is not ours.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The order cannot be written.
+    #[error("the job order cannot be written")]
+    Order(#[source] serde_json::Error),
+}
+
+impl LinkError {
+    /// Whether the host may simply be away: the job or environment there is untouched by this error.
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Self::Ssh(_) | Self::Slow { .. } => true,
+            Self::Refused(_)
+            | Self::Crashed { .. }
+            | Self::Answer { .. }
+            | Self::Frame(_)
+            | Self::Order(_) => false,
+        }
+    }
+
+    /// The refusal, if it is one.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Refused(refusal) => Some(refusal),
+            Self::Ssh(_)
+            | Self::Slow { .. }
+            | Self::Crashed { .. }
+            | Self::Answer { .. }
+            | Self::Frame(_)
+            | Self::Order(_) => None,
+        }
+    }
+}
+
+/// The pool in whose name verbs are called.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// `namespace/name`, for people.
+    pub pool: String,
+    /// The pool's uid.
+    pub pool_uid: String,
+    /// The holder's epoch; raised in place when the Lease's count was raised.
+    pub epoch: Arc<AtomicU64>,
+}
+
+/// A host whose supervisor answers.
+pub struct Link {
+    connection: Connection,
+    installed: Installed,
+    caller: Caller,
+    /// What the host said of itself.
+    pub hello: Hello,
+}
+
+/// A job on a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobPath {
+    /// Environment id.
+    pub environment: String,
+    /// GitLab job id.
+    pub job_id: u64,
+}
+
+impl Link {
+    /// Greets the supervisor: claims the host for the pool and raises the epoch there.
+    ///
+    /// # Errors
+    /// When the supervisor cannot be run or refuses.
+    pub async fn open(
+        connection: Connection,
+        installed: Installed,
+        caller: Caller,
+    ) -> Result<Self, LinkError> {
+        let arguments = format!("--pool {} --pool-uid {}", quote(&caller.pool), quote(&caller.pool_uid));
+        let answer = call(&connection, &installed, &caller, "hello", &arguments, Bytes::new()).await?;
+        let Answer::Hello(hello) = answer else { return Err(LinkError::Answer { verb: "hello" }) };
+        Ok(Self { connection, installed, caller, hello: *hello })
+    }
+
+    /// The SSH connection below.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// A path of the pool's spec as an absolute one on this host.
+    pub fn absolute(&self, path: &str) -> String {
+        match path.strip_prefix("~/") {
+            Some(rest) => format!("{}/{rest}", self.installed.home),
+            None => path.to_owned(),
+        }
+    }
+
+    /// Environments on the host that belong to the pool.
+    ///
+    /// # Errors
+    /// See [`LinkError`]; so with every verb below.
+    pub async fn list(&self) -> Result<Vec<Listed>, LinkError> {
+        let arguments = format!("--pool-uid {}", quote(&self.caller.pool_uid));
+        match self.call("list", &arguments, Bytes::new()).await? {
+            Answer::List(listed) => Ok(listed),
+            _ => Err(LinkError::Answer { verb: "list" }),
+        }
+    }
+
+    /// Starts a job, or attaches to it if it was started before, and streams it.
+    pub async fn start(&self, order: &JobOrder) -> Result<Attached, LinkError> {
+        let stdin = Bytes::from(serde_json::to_vec(order).map_err(LinkError::Order)?);
+        self.attach_with("start", "", stdin).await
+    }
+
+    /// Streams a job from an offset of its log.
+    pub async fn attach(&self, job: &JobPath, from: u64) -> Result<Attached, LinkError> {
+        self.attach_with("attach", &format!("{} --from {from}", job.arguments()), Bytes::new()).await
+    }
+
+    /// Appends a line to a job's log, once for an id however often it is called.
+    pub async fn append(&self, job: &JobPath, once: &str, text: &str) -> Result<LogEnd, LinkError> {
+        let arguments = format!("{} --once {}", job.arguments(), quote(once));
+        self.log_verb("append", &arguments, text).await
+    }
+
+    /// Appends the last lines and closes the log for good.
+    pub async fn seal(&self, job: &JobPath, text: &str) -> Result<LogEnd, LinkError> {
+        self.log_verb("seal", &job.arguments(), text).await
+    }
+
+    /// Asks a job to stop.
+    pub async fn cancel(&self, job: &JobPath, graceful: bool) -> Result<(), LinkError> {
+        let flag = if graceful { " --graceful" } else { "" };
+        self.done_verb("cancel", &format!("{}{flag}", job.arguments())).await
+    }
+
+    /// Freezes an environment whose job has ended and records its context.
+    pub async fn suspend(&self, job: &JobPath) -> Result<EnvironmentRecord, LinkError> {
+        match self.call("suspend", &job.arguments(), Bytes::new()).await? {
+            Answer::Environment(record) => Ok(*record),
+            _ => Err(LinkError::Answer { verb: "suspend" }),
+        }
+    }
+
+    /// Removes an environment: processes, state and, if it was ever suspended, its workspace.
+    pub async fn release(&self, environment: &str, force: bool) -> Result<(), LinkError> {
+        let flag = if force { " --force" } else { "" };
+        let result = self.done_verb("release", &format!("--environment {}{flag}", quote(environment))).await;
+        match result {
+            Err(LinkError::Refused(Refusal {
+                reason: crate::spool::verb::RefusalReason::NotFound, ..
+            })) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Gives the host back, so that another pool may claim it.
+    pub async fn unclaim(&self) -> Result<(), LinkError> {
+        self.done_verb("unclaim", &format!("--pool-uid {}", quote(&self.caller.pool_uid))).await
+    }
+
+    async fn log_verb(&self, verb: &'static str, arguments: &str, text: &str) -> Result<LogEnd, LinkError> {
+        match self.call(verb, arguments, Bytes::from(text.to_owned())).await? {
+            Answer::Log(end) => Ok(end),
+            _ => Err(LinkError::Answer { verb }),
+        }
+    }
+
+    async fn done_verb(&self, verb: &'static str, arguments: &str) -> Result<(), LinkError> {
+        match self.call(verb, arguments, Bytes::new()).await? {
+            Answer::Done => Ok(()),
+            _ => Err(LinkError::Answer { verb }),
+        }
+    }
+
+    async fn call(&self, verb: &'static str, arguments: &str, stdin: Bytes) -> Result<Answer, LinkError> {
+        call(&self.connection, &self.installed, &self.caller, verb, arguments, stdin).await
+    }
+
+    async fn attach_with(
+        &self,
+        verb: &'static str,
+        arguments: &str,
+        stdin: Bytes,
+    ) -> Result<Attached, LinkError> {
+        let command = command(&self.installed, &self.caller, verb, arguments);
+        let stream = self.connection.stream(&command, stdin).await?;
+        let mut attached = Attached { stream, decoder: Decoder::default(), heard_at: Instant::now() };
+        match timeout(VERB_TIMEOUT, attached.next()).await {
+            Err(_) => Err(LinkError::Slow { verb }),
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(Some(Frame::Answer(Answer::Job(_))))) => Ok(attached),
+            Ok(Ok(Some(Frame::Answer(Answer::Refused(refusal))))) => Err(LinkError::Refused(refusal)),
+            Ok(Ok(Some(_))) => Err(LinkError::Answer { verb }),
+            Ok(Ok(None)) => Err(match attached.stream.exit_code {
+                Some(code) => LinkError::Crashed { verb, code, stderr: attached.stream.stderr() },
+                None => LinkError::Ssh(SshError::Lost),
+            }),
+        }
+    }
+}
+
+impl JobPath {
+    fn arguments(&self) -> String {
+        format!("--environment {} --job {}", quote(&self.environment), self.job_id)
+    }
+}
+
+/// An attached job: frames as they come.
+pub struct Attached {
+    stream: Stream,
+    decoder: Decoder,
+    heard_at: Instant,
+}
+
+impl Attached {
+    /// The next frame, or `None` at the end of the stream, which says nothing about the job. Cancel-safe: bytes
+    /// read so far stay in the decoder.
+    ///
+    /// # Errors
+    /// When the stream is not ours or silent for too long.
+    pub async fn next(&mut self) -> Result<Option<Frame>, LinkError> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame()? {
+                return Ok(Some(frame));
+            }
+            match timeout_at(self.heard_at + SILENCE_TIMEOUT, self.stream.next()).await {
+                Err(_) => return Err(LinkError::Ssh(SshError::Lost)),
+                Ok(None) => return Ok(None),
+                Ok(Some(bytes)) => {
+                    self.heard_at = Instant::now();
+                    self.decoder.feed(&bytes);
+                }
+            }
+        }
+    }
+}
+
+fn command(installed: &Installed, caller: &Caller, verb: &str, arguments: &str) -> String {
+    let epoch = caller.epoch.load(Ordering::SeqCst);
+    format!("{} {verb} {arguments} --epoch {epoch}", installed.command)
+}
+
+async fn call(
+    connection: &Connection,
+    installed: &Installed,
+    caller: &Caller,
+    verb: &'static str,
+    arguments: &str,
+    stdin: Bytes,
+) -> Result<Answer, LinkError> {
+    let command = command(installed, caller, verb, arguments);
+    let output = timeout(VERB_TIMEOUT, connection.run(&command, stdin))
+        .await
+        .map_err(|_| LinkError::Slow { verb })??;
+    if output.code != 0 {
+        return Err(LinkError::Crashed { verb, code: output.code, stderr: output.stderr });
+    }
+    // A login shell may print before the answer: the answer is the last line.
+    let line = output.stdout.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    let mut json = serde_json::Deserializer::from_slice(line);
+    match Answer::deserialize(&mut json) {
+        Ok(Answer::Refused(refusal)) => Err(LinkError::Refused(refusal)),
+        Ok(answer) => Ok(answer),
+        Err(_) => Err(LinkError::Answer { verb }),
+    }
+}

@@ -1,0 +1,263 @@
+//! A cache of one kind, fed by a watch and by our own writes.
+//!
+//! A watch alone lags behind what this process wrote a moment ago, and a slot decided on such a view could be given
+//! away twice. So every write of ours is recorded here with the object the API server answered, and of two versions
+//! of an object the one with the higher resource version is kept. What may be assumed: it never shows less than
+//! this process has written. What may not: that it shows what another writer wrote a moment ago.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::StreamExt;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch as signal;
+use tokio_util::sync::CancellationToken;
+
+/// Namespace and name of an object.
+pub type ObjectKey = (String, String);
+
+/// A cache of one kind. Cloning shares it.
+pub struct Cache<K> {
+    inner: Arc<Inner<K>>,
+}
+
+impl<K> Clone for Cache<K> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+struct Inner<K> {
+    /// Locked for lines, never across an await; taken by the watch task and by every reader.
+    state: Mutex<State<K>>,
+    changed: signal::Sender<u64>,
+    synced: signal::Sender<bool>,
+}
+
+struct State<K> {
+    objects: HashMap<ObjectKey, Arc<K>>,
+    /// Objects seen by the list in progress, and those we wrote since it began.
+    listing: Option<HashSet<ObjectKey>>,
+    /// Uids of objects that are gone: a late event must not bring one back.
+    deleted: HashSet<String>,
+}
+
+impl<K> Default for Cache<K> {
+    fn default() -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                state: Mutex::new(State {
+                    objects: HashMap::new(),
+                    listing: None,
+                    deleted: HashSet::new(),
+                }),
+                changed: signal::Sender::new(0),
+                synced: signal::Sender::new(false),
+            }),
+        }
+    }
+}
+
+/// Most uids of deleted objects remembered; far more than can be in flight between a delete and its event.
+const DELETED_REMEMBERED: usize = 10_000;
+
+impl<K> Cache<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + DeserializeOwned + 'static,
+    ObjectKey: Hash,
+{
+    /// Records an object as the API server answered it to a write of ours.
+    pub fn record(&self, object: K) -> Arc<K> {
+        let object = Arc::new(strip(object));
+        self.insert(Arc::clone(&object));
+        object
+    }
+
+    /// Records that an object is gone.
+    pub fn forget(&self, object: &K) {
+        let mut state = self.lock();
+        if state.deleted.len() >= DELETED_REMEMBERED {
+            state.deleted.clear();
+        }
+        if let Some(uid) = object.uid() {
+            state.deleted.insert(uid);
+        }
+        let key = key_of(object);
+        if state.objects.get(&key).is_some_and(|known| known.uid() == object.uid()) {
+            state.objects.remove(&key);
+        }
+        drop(state);
+        self.signal_change();
+    }
+
+    /// One object.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.lock().objects.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// The objects that a test picks, in no order.
+    pub fn select(&self, mut pick: impl FnMut(&K) -> bool) -> Vec<Arc<K>> {
+        self.lock().objects.values().filter(|object| pick(object)).cloned().collect()
+    }
+
+    /// A signal that moves with every change.
+    pub fn changes(&self) -> signal::Receiver<u64> {
+        self.inner.changed.subscribe()
+    }
+
+    /// Whether the first list is complete.
+    pub fn is_synced(&self) -> bool {
+        *self.inner.synced.borrow()
+    }
+
+    /// Waits for the first list to be complete.
+    pub async fn synced(&self) {
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = self.inner.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// Follows the API server until cancelled. Errors are logged and the watch starts again with a backoff.
+    pub async fn follow(self, api: Api<K>, cancel: CancellationToken) {
+        let config = watcher::Config::default();
+        let stream = watch(api, config).default_backoff();
+        futures::pin_mut!(stream);
+        loop {
+            let event = tokio::select! {
+                // Cancel-safe: a watch event dropped here is listed again by the next watch.
+                event = stream.next() => event,
+                () = cancel.cancelled() => return,
+            };
+            match event {
+                Some(Ok(event)) => self.on(event),
+                Some(Err(error)) => {
+                    tracing::warn!(kind = %K::kind(&()), %error, "the watch broke; starting it again");
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn on(&self, event: Event<K>) {
+        match event {
+            Event::Init => self.lock().listing = Some(HashSet::new()),
+            Event::InitApply(object) | Event::Apply(object) => self.insert(Arc::new(strip(object))),
+            Event::Delete(object) => self.forget(&object),
+            Event::InitDone => {
+                let mut state = self.lock();
+                if let Some(seen) = state.listing.take() {
+                    state.objects.retain(|key, _| seen.contains(key));
+                }
+                drop(state);
+                self.inner.synced.send_replace(true);
+                self.signal_change();
+            }
+        }
+    }
+
+    fn insert(&self, object: Arc<K>) {
+        let key = key_of(object.as_ref());
+        let mut state = self.lock();
+        if let Some(seen) = state.listing.as_mut() {
+            seen.insert(key.clone());
+        }
+        let is_gone = object.uid().is_some_and(|uid| state.deleted.contains(&uid));
+        let is_older = state
+            .objects
+            .get(&key)
+            .is_some_and(|known| known.uid() == object.uid() && version(known) >= version(&object));
+        if is_gone || is_older {
+            return;
+        }
+        state.objects.insert(key, object);
+        drop(state);
+        self.signal_change();
+    }
+
+    fn signal_change(&self) {
+        self.inner.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State<K>> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn key_of<K: ResourceExt>(object: &K) -> ObjectKey {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// Resource versions of one API server compare as numbers; anything else counts as oldest.
+fn version<K: ResourceExt>(object: &K) -> u64 {
+    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+/// Managed fields are a large part of an object and nothing here reads them.
+fn strip<K: ResourceExt>(mut object: K) -> K {
+    object.managed_fields_mut().clear();
+    object
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::core::ObjectMeta;
+
+    use super::*;
+
+    fn object(name: &str, uid: &str, version: u64) -> ConfigMap {
+        ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(name.into()),
+                namespace: Some("ns".into()),
+                uid: Some(uid.into()),
+                resource_version: Some(version.to_string()),
+                ..ObjectMeta::default()
+            },
+            ..ConfigMap::default()
+        }
+    }
+
+    fn version_of(cache: &Cache<ConfigMap>, name: &str) -> Option<u64> {
+        cache.get("ns", name).map(|object| version(object.as_ref()))
+    }
+
+    #[test]
+    fn a_late_event_does_not_hide_our_own_write() {
+        let cache = Cache::default();
+        cache.record(object("a", "1", 10));
+        cache.on(Event::Apply(object("a", "1", 7)));
+        assert_eq!(version_of(&cache, "a"), Some(10));
+        cache.on(Event::Apply(object("a", "1", 12)));
+        assert_eq!(version_of(&cache, "a"), Some(12));
+    }
+
+    #[test]
+    fn an_object_of_the_same_name_and_another_uid_replaces_the_old_one() {
+        let cache = Cache::default();
+        cache.record(object("a", "1", 10));
+        cache.forget(&object("a", "1", 10));
+        cache.on(Event::Apply(object("a", "1", 9)));
+        assert_eq!(version_of(&cache, "a"), None, "a late event must not bring it back");
+        cache.on(Event::Apply(object("a", "2", 11)));
+        assert_eq!(version_of(&cache, "a"), Some(11));
+    }
+
+    #[test]
+    fn a_relist_drops_what_is_gone_but_keeps_what_we_wrote_meanwhile() {
+        let cache = Cache::default();
+        cache.record(object("gone", "1", 1));
+        cache.on(Event::Init);
+        cache.record(object("fresh", "2", 20));
+        cache.on(Event::InitApply(object("kept", "3", 3)));
+        cache.on(Event::InitDone);
+        assert_eq!(version_of(&cache, "gone"), None);
+        assert_eq!(version_of(&cache, "fresh"), Some(20));
+        assert_eq!(version_of(&cache, "kept"), Some(3));
+        assert!(cache.is_synced());
+    }
+}

@@ -1,0 +1,171 @@
+//! Writes to our kinds: every write is counted, recorded in the cache and made only when it changes something.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use super::cache::Cache;
+use super::{is_conflict, is_not_found};
+use crate::api::labels;
+use crate::telemetry::Metrics;
+
+/// One kind's cache with the means to write it. Cloning shares it.
+#[derive(Clone)]
+pub struct Store<K> {
+    client: Client,
+    /// What is known of the kind.
+    pub cache: Cache<K>,
+    metrics: Metrics,
+    kind: &'static str,
+}
+
+impl<K> Store<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + Send
+        + Sync
+        + Serialize
+        + DeserializeOwned
+        + 'static,
+{
+    /// A store over a cache.
+    pub fn new(client: Client, cache: Cache<K>, metrics: Metrics, kind: &'static str) -> Self {
+        Self { client, cache, metrics, kind }
+    }
+
+    fn api(&self, namespace: &str) -> Api<K> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Reads an object from the API server itself.
+    ///
+    /// # Errors
+    /// When the API server cannot be asked.
+    pub async fn read(&self, namespace: &str, name: &str) -> Result<Option<Arc<K>>, kube::Error> {
+        let object = self.api(namespace).get_opt(name).await?;
+        Ok(object.map(|object| self.cache.record(object)))
+    }
+
+    /// Creates an object. One of the same name that is there already is answered as it is, with `false`.
+    ///
+    /// # Errors
+    /// When the API server refuses or cannot be asked.
+    pub async fn create(&self, namespace: &str, object: &K) -> Result<(Arc<K>, bool), kube::Error> {
+        self.metrics.kubernetes_write(self.kind, "create");
+        match self.api(namespace).create(&post_params(), object).await {
+            Ok(created) => Ok((self.cache.record(created), true)),
+            Err(error) if is_conflict(&error) => {
+                let known = self.api(namespace).get(&object.name_any()).await?;
+                Ok((self.cache.record(known), false))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Replaces the status of an object, if it is still the version in hand.
+    ///
+    /// # Errors
+    /// A conflict when it changed since, and when the API server refuses or cannot be asked.
+    pub async fn replace_status(&self, object: &K) -> Result<Arc<K>, kube::Error> {
+        self.metrics.kubernetes_write(self.kind, "update");
+        let namespace = object.namespace().unwrap_or_default();
+        let api = self.api(&namespace);
+        let result = api.replace_status(&object.name_any(), &post_params(), object).await;
+        if result.as_ref().is_err_and(is_conflict) {
+            // The next look must see what changed, whether or not the watch has brought it yet.
+            self.read(&namespace, &object.name_any()).await?;
+        }
+        Ok(self.cache.record(result?))
+    }
+
+    /// Merges a patch into an object's metadata or spec.
+    ///
+    /// # Errors
+    /// When the API server refuses or cannot be asked.
+    pub async fn merge(&self, object: &K, patch: &serde_json::Value) -> Result<Arc<K>, kube::Error> {
+        self.metrics.kubernetes_write(self.kind, "patch");
+        let namespace = object.namespace().unwrap_or_default();
+        let patched = self
+            .api(&namespace)
+            .patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
+        Ok(self.cache.record(patched))
+    }
+
+    /// Deletes an object; one that is gone already is fine.
+    ///
+    /// # Errors
+    /// When the API server refuses or cannot be asked.
+    pub async fn delete(&self, object: &K) -> Result<(), kube::Error> {
+        self.metrics.kubernetes_write(self.kind, "delete");
+        let namespace = object.namespace().unwrap_or_default();
+        let params = DeleteParams {
+            preconditions: Some(Preconditions { uid: object.uid(), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        match self.api(&namespace).delete(&object.name_any(), &params).await {
+            Ok(either) => {
+                // An object with a finalizer is answered as it stays; one without is gone.
+                match either.left() {
+                    Some(marked) if !marked.finalizers().is_empty() => {
+                        self.cache.record(marked);
+                    }
+                    Some(_) | None => self.cache.forget(object),
+                }
+                Ok(())
+            }
+            Err(error) if is_not_found(&error) => {
+                self.cache.forget(object);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes our finalizer; an object that was waiting for it is gone after that.
+    ///
+    /// # Errors
+    /// When the API server refuses or cannot be asked.
+    pub async fn remove_finalizer(&self, object: &K) -> Result<(), kube::Error> {
+        let rest: Vec<&String> =
+            object.finalizers().iter().filter(|finalizer| *finalizer != labels::FINALIZER).collect();
+        if rest.len() == object.finalizers().len() {
+            return Ok(());
+        }
+        let patch = json!({ "metadata": {
+            "finalizers": rest,
+            "uid": object.uid(),
+            "resourceVersion": object.resource_version(),
+        } });
+        match self.merge(object, &patch).await {
+            Ok(patched) => {
+                if patched.meta().deletion_timestamp.is_some() && patched.finalizers().is_empty() {
+                    self.cache.forget(object);
+                }
+                Ok(())
+            }
+            Err(error) if is_not_found(&error) => {
+                self.cache.forget(object);
+                Ok(())
+            }
+            Err(error) => {
+                if is_conflict(&error) {
+                    self.read(&object.namespace().unwrap_or_default(), &object.name_any()).await?;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+fn post_params() -> PostParams {
+    PostParams { field_manager: Some(labels::MANAGER.to_owned()), ..PostParams::default() }
+}
