@@ -1,2 +1,3 @@
-//! placeholder
-fn main() {}
+//! Integration tests.
+mod bed_control_plane;
+mod testbed;
