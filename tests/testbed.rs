@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each of the programs made of these modules uses a part of them")]
 
 pub mod control_plane;
+pub mod hosts;
 pub mod ports;
 pub mod process;
 pub mod scratch;

@@ -102,15 +102,19 @@ impl Server {
         self.child().as_ref().map(Child::id)
     }
 
-    /// Fails, with the end of its log, if it has ended by itself.
+    /// Fails, with the end of its log, if it does not run; ends a [`wait::until`].
     pub fn check(&self) -> Result<()> {
         let ended: Option<ExitStatus> = match self.child().as_mut() {
             Some(child) => child.try_wait()?,
-            None => bail!("{} is not running", self.name),
+            None => return Err(wait::give_up(anyhow!("{} was killed", self.name))),
         };
         match ended {
             None => Ok(()),
-            Some(status) => bail!("{} ended with {status}; its log ends:\n{}", self.name, self.log_tail()),
+            Some(status) => Err(wait::give_up(anyhow!(
+                "{} ended with {status}; its log ends:\n{}",
+                self.name,
+                self.log_tail()
+            ))),
         }
     }
 

@@ -37,9 +37,10 @@ impl Scratch {
 }
 
 impl Drop for Scratch {
-    /// A failed test leaves its folder, with the logs of its servers, until the next run.
+    /// A test that panics leaves its folder, with the logs of its servers, until the next run; `DORMOUSE_KEEP` makes
+    /// any test do so.
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() || std::env::var_os("DORMOUSE_KEEP").is_some() {
             eprintln!("the bed's logs are in {} until the next run", self.path.display());
         } else if let Err(error) = fs::remove_dir_all(&self.path) {
             eprintln!("failed to remove {}: {error}", self.path.display());
