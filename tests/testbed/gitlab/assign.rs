@@ -8,6 +8,7 @@ use std::{
 
 use axum::http::StatusCode;
 use jiff::Timestamp;
+use tokio::sync::watch;
 
 use super::{
     Commit, HoldEnd, Routing,
@@ -38,9 +39,11 @@ pub(super) async fn request(server: &Arc<Server>, exchange: &Exchange) -> Answer
         value == Some(&poll.last_update)
     };
     if is_current {
-        let ended = hold(server, &poll, &mut queue).await;
-        if ended == HoldEnd::NoContent {
-            return nothing(server, exchange, &poll);
+        match hold(server, &poll, &mut queue).await {
+            Some(HoldEnd::Assign) => {}
+            // The proxy does not know the new value; the runner asks again with the old one.
+            Some(HoldEnd::NoContent) => return Answer::status(StatusCode::NO_CONTENT),
+            None => return nothing(server, exchange, &poll),
         }
     }
     match pick(server, &poll) {
@@ -147,23 +150,39 @@ impl Drop for OpenRequest<'_> {
     }
 }
 
-/// Holds a request whose queue value is current: to the end of the hold, or until there is a job.
-async fn hold(server: &Server, poll: &Poll, queue: &mut tokio::sync::watch::Receiver<u64>) -> HoldEnd {
+/// Holds a request whose queue value is current until there is a job; none if there is none.
+async fn hold(server: &Server, poll: &Poll, queue: &mut watch::Receiver<u64>) -> Option<HoldEnd> {
     if server.options.hold == Duration::ZERO {
-        return HoldEnd::NoContent;
+        return None;
     }
+    let _held = HeldRequest::enter(server);
     let has_job = async {
         loop {
             queue.borrow_and_update();
             if candidate(&server.world(), server.options.routing, poll).is_some() {
-                return server.options.hold_end;
+                return Some(server.options.hold_end);
             }
-            if queue.changed().await.is_err() {
-                return HoldEnd::NoContent;
-            }
+            queue.changed().await.ok()?;
         }
     };
-    tokio::time::timeout(server.options.hold, has_job).await.unwrap_or(HoldEnd::NoContent)
+    tokio::time::timeout(server.options.hold, has_job).await.ok().flatten()
+}
+
+/// Counts the requests that are held, whichever way they end.
+struct HeldRequest<'a>(&'a Server);
+
+impl<'a> HeldRequest<'a> {
+    fn enter(server: &'a Server) -> Self {
+        server.world().held_requests += 1;
+        server.requests.notify_waiters();
+        Self(server)
+    }
+}
+
+impl Drop for HeldRequest<'_> {
+    fn drop(&mut self) {
+        self.0.world().held_requests -= 1;
+    }
 }
 
 /// The first job in the queue that this machine may have.

@@ -160,7 +160,7 @@ impl Drop for Entry<'_> {
         if let Some(mut record) = self.record.take() {
             record.took = self.at.elapsed();
             self.server.world().ledger.record(record);
-            self.server.recorded.notify_waiters();
+            self.server.requests.notify_waiters();
         }
     }
 }

@@ -36,7 +36,7 @@ pub(super) struct RunnerRecord {
     pub token: String,
     /// Jobs with tags need all of them here; jobs without tags go to every runner.
     pub tags: BTreeSet<String>,
-    /// The token was valid once and was then reset, or the runner deleted.
+    /// By system id.
     pub machines: BTreeMap<String, Machine>,
     /// Changes whenever a job appears that this runner could take.
     pub queue_value: String,

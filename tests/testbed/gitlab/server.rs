@@ -18,10 +18,10 @@ pub(super) struct Server {
     world: Mutex<World>,
     /// Counts what may give a polling runner something to do.
     queue: watch::Sender<u64>,
-    /// Told when a lease began or was refreshed.
+    /// Told when a lease began. A refreshed one is found when its first end is reached.
     pub leases: Notify,
-    /// Told when a request was recorded.
-    pub recorded: Notify,
+    /// Told when a request was recorded or is held from now on.
+    pub requests: Notify,
 }
 
 impl Server {
@@ -33,7 +33,7 @@ impl Server {
             world,
             queue: watch::Sender::new(0),
             leases: Notify::new(),
-            recorded: Notify::new(),
+            requests: Notify::new(),
         }
     }
 

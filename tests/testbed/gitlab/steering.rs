@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-use super::{Fault, FaultId, GitLab, GitRepo, JobId, JobSpec, JobState, JobView, Request, Runner, Violation};
+use super::{
+    Fault, FaultId, GitLab, GitRepo, JobId, JobSpec, JobState, JobView, Request, Runner, Violation,
+    world::World,
+};
 
 /// Runners, projects and jobs.
 impl GitLab {
     /// Registers a runner with these tags.
-    pub fn register_runner<T: Into<String>>(&self, tags: impl IntoIterator<Item = T>) -> Runner {
-        self.0.server.world().register_runner(tags.into_iter().map(Into::into).collect())
+    pub fn register_runner(&self, tags: &[&str]) -> Runner {
+        self.0.server.world().register_runner(tags.iter().map(|&tag| tag.to_owned()).collect())
     }
 
     /// Serves a repository that no job needs for its own sources, for example a submodule.
@@ -116,7 +119,10 @@ impl GitLab {
 
     /// Makes the environment's key unknown to the routing, as GitLab does after seven days.
     pub fn forget_environment(&self, key: &str) {
-        self.0.server.world().environments.remove(key);
+        let mut world = self.0.server.world();
+        world.environments.remove(key);
+        world.tick_queues();
+        drop(world);
         self.0.server.queue_changed();
     }
 
@@ -204,27 +210,41 @@ impl GitLab {
         self.0.server.world().ledger.requests.iter().cloned().collect()
     }
 
-    /// Waits for a request, past or future, that `wanted` holds for.
+    /// Waits for a request, past or future, that `wanted` holds for. It is seen when it is over.
     pub async fn wait_for_request(
         &self,
         wanted: impl Fn(&Request) -> bool,
         deadline: Duration,
     ) -> anyhow::Result<Request> {
+        let look = |world: &World| world.ledger.requests.iter().find(|r| wanted(r)).cloned();
+        self.watch_requests(look, deadline).await.context("wait for a request")
+    }
+
+    /// Waits until at least one request for a job is held.
+    pub async fn wait_until_polled(&self, deadline: Duration) -> anyhow::Result<()> {
+        let look = |world: &World| (world.held_requests > 0).then_some(());
+        self.watch_requests(look, deadline).await.context("wait for a held request")
+    }
+
+    async fn watch_requests<T>(
+        &self,
+        look: impl Fn(&World) -> Option<T>,
+        deadline: Duration,
+    ) -> anyhow::Result<T> {
         let found = async {
             loop {
-                let recorded = self.0.server.recorded.notified();
-                tokio::pin!(recorded);
-                recorded.as_mut().enable();
-                let request = self.0.server.world().ledger.requests.iter().find(|r| wanted(r)).cloned();
-                if let Some(request) = request {
-                    return request;
+                let change = self.0.server.requests.notified();
+                tokio::pin!(change);
+                // Before the look, or a change between look and wait would be missed.
+                change.as_mut().enable();
+                let seen = look(&self.0.server.world());
+                if let Some(seen) = seen {
+                    return seen;
                 }
-                recorded.await;
+                change.await;
             }
         };
-        tokio::time::timeout(deadline, found)
-            .await
-            .with_context(|| format!("no such request within {deadline:?}"))
+        tokio::time::timeout(deadline, found).await.with_context(|| format!("not within {deadline:?}"))
     }
 
     /// Fails the test if there was a violation.

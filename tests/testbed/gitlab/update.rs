@@ -64,7 +64,6 @@ pub(super) fn update(server: &Server, exchange: &Exchange, id: JobId) -> Answer 
     for (rule, what) in breaches {
         world.ledger.violate(exchange, rule, what);
     }
-    server.leases.notify_one();
     answer
 }
 

@@ -95,6 +95,8 @@ pub(super) struct World {
     pub environments: HashMap<String, Route>,
     pub ledger: Ledger,
     pub faults: Faults,
+    /// Requests for a job that are held now.
+    pub held_requests: usize,
     pub default_update_interval: u64,
     next_job: u64,
     next_runner: u64,
@@ -110,10 +112,16 @@ impl World {
             environments: HashMap::new(),
             ledger: Ledger::default(),
             faults: Faults::default(),
+            held_requests: 0,
             default_update_interval,
             next_job: 1,
             next_runner: 1,
         }
+    }
+
+    /// Tells every runner that its queue has changed.
+    pub fn tick_queues(&mut self) {
+        self.runners.values_mut().for_each(RunnerRecord::tick_queue);
     }
 
     pub fn register_runner(&mut self, tags: BTreeSet<String>) -> Runner {
