@@ -1,6 +1,10 @@
 //! The GitLab stand-in itself, driven by a plain HTTP client that knows the protocol by heart.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
 
 use std::{
     process::Command,
