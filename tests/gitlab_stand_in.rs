@@ -542,7 +542,11 @@ async fn an_update_is_judged_by_itself() {
         (json!({ "exit_code": 1 }), vec!["exit_code_only_with_failed"]),
         (json!({ "exit_code": 0 }), vec!["exit_code_only_with_failed", "exit_code_not_zero"]),
         (json!({ "output": { "checksum": "3610a686", "bytesize": 9 } }), vec!["output_form"]),
-        (json!({ "output": { "checksum": "crc32:3610a686" } }), vec!["output_form"]),
+        (json!({ "output": { "checksum": "crc32:3610a686", "bytesize": -5 } }), vec!["output_form"]),
+        (json!({ "output": { "bytesize": 5 } }), vec!["output_form"]),
+        (json!({ "output": { "checksum": "crc32:3610a686" } }), vec!["checksum_of_what_is_stored"]),
+        (json!({ "output": { "checksum": "crc32:00000000" } }), vec![]),
+        (json!({ "output": {} }), vec![]),
         (json!({ "output": output(b"HELLO") }), vec!["checksum_of_what_is_stored"]),
         (json!({ "checksum": "crc32:0", "output": output(b"hello") }), vec!["deprecated_checksum_agrees"]),
     ];
