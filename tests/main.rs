@@ -1,2 +1,4 @@
-//! placeholder
-fn main() {}
+//! Integration tests.
+mod bed_control_plane;
+mod bed_hosts;
+mod testbed;

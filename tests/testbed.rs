@@ -1,0 +1,15 @@
+//! The test bed: real servers on loopback addresses, started by the project itself.
+//!
+//! Owns the processes, folders, ports, mounts and cgroups it makes and leaves none behind, not even
+//! when the program that uses it is killed with SIGKILL. May assume Linux and the programs that
+//! `install-packages.sh` and `build-tools.sh` bring. Must never listen on or dial an address outside
+//! 127.0.0.0/8. The example program `testbed/main.rs` is made of the same modules.
+#![allow(dead_code, reason = "each of the programs made of these modules uses a part of them")]
+
+pub mod control_plane;
+pub mod hosts;
+pub mod ports;
+pub mod process;
+pub mod scratch;
+pub mod tools;
+pub mod wait;
