@@ -217,10 +217,8 @@ impl Host {
         if self.disk.is_some() {
             return Ok("root".to_owned());
         }
-        std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).or_else(|_| {
-            let id = std::process::Command::new("id").arg("-un").output()?;
-            Ok(String::from_utf8(id.stdout)?.trim().to_owned())
-        })
+        let output = std::process::Command::new("id").arg("-un").output().context("failed to run id")?;
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
     /// The account without privileges, on hosts that have one of their own.

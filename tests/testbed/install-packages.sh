@@ -17,6 +17,7 @@ openssl openssl keys of the API server
 git git sources of jobs, and git http-backend in the GitLab stand-in
 unshare util-linux hosts with their own processes and disk
 setpriv util-linux servers that end with the test that started them
+pgrep procps tests that look for processes on hosts
 ip iproute2 addresses of pods'
 pod_programs='
 containerd containerd containers of the real pod
