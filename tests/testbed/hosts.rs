@@ -14,8 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::runtime::Runtime;
 
@@ -25,6 +23,7 @@ mod addresses;
 mod cgroup;
 mod disk;
 mod link;
+mod sshd;
 
 use addresses::Subnet;
 use cgroup::Cgroup;
@@ -94,7 +93,7 @@ impl Hosts {
         };
         let client_key = dir.join("client_key");
         if !client_key.exists() {
-            generate_key(&client_key, "client").await?;
+            sshd::generate_key(&client_key, "client").await?;
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -103,7 +102,7 @@ impl Hosts {
             .build()?;
         let bed = Bed {
             subnet: Subnet::claim()?,
-            sshd: find_sshd()?,
+            sshd: sshd::find()?,
             dir,
             client_key,
             cgroup,
@@ -296,7 +295,7 @@ impl Host {
             if let Some(status) = running.child.try_wait()? {
                 return Err(wait::give_up(anyhow!("it ended with {status}")));
             }
-            greets(self.behind).await
+            sshd::greets(self.behind).await
         })
         .await
         .with_context(|| format!("{} does not boot: {}", self.name, self.boot_log()))?;
@@ -348,7 +347,7 @@ impl Host {
         let key = self.file(disk::HOST_KEY)?;
         fs::remove_file(&key)?;
         fs::remove_file(key.with_extension("pub"))?;
-        generate_key(&key, &self.name).await?;
+        sshd::generate_key(&key, &self.name).await?;
         if let Some(running) = self.running().as_ref() {
             let init = rustix::process::Pid::from_raw(i32::try_from(running.init)?).context("process 0")?;
             rustix::process::kill_process(init, rustix::process::Signal::HUP)?;
@@ -388,7 +387,7 @@ impl Host {
 
     async fn write_sshd_files(&self, spec: &HostSpec) -> Result<()> {
         let key = self.file(disk::HOST_KEY)?;
-        generate_key(&key, &self.name).await?;
+        sshd::generate_key(&key, &self.name).await?;
         let keys = self.file(disk::AUTHORIZED_KEYS)?;
         fs::copy(self.bed.client_key.with_extension("pub"), &keys)?;
         // Paths as the host sees them.
@@ -396,29 +395,12 @@ impl Host {
             Some(_) => Path::new("/").join(name),
             None => outside.to_owned(),
         };
-        let config = format!(
-            "\
-ListenAddress {behind}
-HostKey {key}
-AuthorizedKeysFile {keys}
-PermitRootLogin prohibit-password
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-StrictModes {strict}
-UsePAM no
-UseDNS no
-PidFile none
-PrintMotd no
-LogLevel VERBOSE
-MaxSessions {sessions}
-MaxStartups {startups}
-",
-            behind = self.behind,
-            key = inside(disk::HOST_KEY, &key).display(),
-            keys = inside(disk::AUTHORIZED_KEYS, &keys).display(),
-            strict = if self.disk.is_some() { "yes" } else { "no" },
-            sessions = spec.max_sessions,
-            startups = spec.max_startups,
+        let config = sshd::config(
+            self.behind,
+            &inside(disk::HOST_KEY, &key),
+            &inside(disk::AUTHORIZED_KEYS, &keys),
+            self.disk.is_some(),
+            spec,
         );
         Ok(fs::write(self.file(disk::SSHD_CONFIG)?, config)?)
     }
@@ -465,25 +447,6 @@ fn first_child(unshare: u32) -> Result<u32> {
     Ok(child.parse()?)
 }
 
-/// Whether an SSH server sends its banner at once.
-async fn greets(address: SocketAddr) -> Result<Option<()>> {
-    let look = async {
-        let mut stream = TcpStream::connect(address).await?;
-        let mut banner = [0; 4];
-        stream.read_exact(&mut banner).await?;
-        anyhow::Ok((&banner == b"SSH-").then_some(()))
-    };
-    tokio::time::timeout(Duration::from_secs(2), look).await?
-}
-
-async fn generate_key(path: &Path, comment: &str) -> Result<()> {
-    let mut keygen = Command::new("ssh-keygen");
-    keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"]).arg(path);
-    let output = run(&mut keygen).await?;
-    ensure!(output.status.success(), "ssh-keygen failed: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
 async fn run(command: &mut Command) -> Result<Output> {
     let shown = format!("{:?}", command.as_std());
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
@@ -491,14 +454,4 @@ async fn run(command: &mut Command) -> Result<Output> {
         .await
         .with_context(|| format!("no end after {COMMAND:?}: {shown}"))?
         .with_context(|| format!("failed to run {shown}"))
-}
-
-/// sshd insists on being started by its full path.
-fn find_sshd() -> Result<PathBuf> {
-    let folders = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&folders)
-        .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
-        .map(|folder| folder.join("sshd"))
-        .find(|sshd| sshd.is_file())
-        .context("sshd is not installed; run tests/testbed/install-packages.sh")
 }
