@@ -1,1 +1,130 @@
-//! Runs jobs on a host, detached from any connection.
+//! Runs jobs on a host, detached from any connection, and keeps their environments.
+//!
+//! Each verb is one short process: it reads the state folder, does one thing, answers and ends. The only long life
+//! is that of a job's own process (`run`). Nothing is kept in memory that the next verb would need, so any of them
+//! may be killed at any time. Talks to no network; knows neither Kubernetes nor GitLab's API, only the order.
+//!
+//! ```text
+//! start --order--> run --script--> launch -> bash        environment.json, holdings.json, job.json, log
+//!   '--- frames <--- attach <--------------------------------------------'
+//! ```
+
+pub mod append;
+pub mod arguments;
+pub mod attach;
+pub mod cancel;
+pub mod claim;
+pub mod context;
+pub mod hello;
+pub mod holdings;
+pub mod launch;
+pub mod list;
+pub mod log;
+pub mod process;
+pub mod refuse;
+pub mod release;
+pub mod run;
+pub mod start;
+pub mod stat;
+pub mod state;
+pub mod suspend;
+pub mod tree;
+pub mod user;
+pub mod workspace;
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+
+use self::arguments::{Arguments, Verb};
+use self::refuse::OrRefuse;
+use self::run::cancel::CancelWish;
+use self::state::StateFolder;
+use crate::spool::verb::{Answer, Refusal};
+
+/// Longest text that `append` and `seal` take, in bytes.
+const LONGEST_TEXT: u64 = 64 * 1024;
+
+/// Exit code when the command line cannot be read.
+const USAGE: u8 = 2;
+
+/// Does what the command line says.
+pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match arguments::parse(words) {
+        Ok(arguments) => arguments,
+        Err(message) => {
+            eprintln!("dormouse-supervisor: {message}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    if let Verb::Launch(options) = &arguments.verb {
+        return launch::run(options);
+    }
+    match perform(arguments) {
+        Ok(code) => code,
+        // Nobody listens any more: that is how a stream usually ends.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dormouse-supervisor: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(arguments: Arguments) -> io::Result<ExitCode> {
+    let state = StateFolder::open(arguments.state_dir.as_deref())
+        .map_err(|error| io::Error::new(error.kind(), format!("failed to open the state folder: {error}")))?;
+    match arguments.verb {
+        Verb::Run => return Ok(run::run(&state)),
+        Verb::Start { from } => start::start(&state, from)?,
+        Verb::Attach { job, from, epoch } => attach::attach(&state, &job, from, epoch)?,
+        verb => print(&answer(&state, verb).unwrap_or_else(Answer::Refused))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn answer(state: &StateFolder, verb: Verb) -> Result<Answer, Refusal> {
+    Ok(match verb {
+        Verb::Hello { pool, pool_uid, epoch } => {
+            Answer::Hello(Box::new(hello::hello(state, &pool, &pool_uid, epoch)?))
+        }
+        Verb::Unclaim { pool_uid, epoch } => {
+            list::unclaim(state, &pool_uid, epoch)?;
+            Answer::Done
+        }
+        Verb::List { pool_uid, epoch } => Answer::List(list::list(state, &pool_uid, epoch)?),
+        Verb::Status { job } => Answer::Job(Box::new(list::status(state, &job)?)),
+        Verb::Append { job, once, epoch } => {
+            Answer::Log(append::append(state, &job, &once, epoch, &read_text()?)?)
+        }
+        Verb::Seal { job, epoch } => Answer::Log(append::seal(state, &job, epoch, &read_text()?)?),
+        Verb::Cancel { job, graceful, epoch } => {
+            let wish = if graceful { CancelWish::Graceful } else { CancelWish::Abort };
+            cancel::cancel(state, &job, wish, epoch)?;
+            Answer::Done
+        }
+        Verb::Suspend { job, epoch } => Answer::Environment(Box::new(suspend::suspend(state, &job, epoch)?)),
+        Verb::Release { environment, force, epoch } => {
+            release::release(state, &environment, force, epoch)?;
+            Answer::Done
+        }
+        Verb::Stat { builds_dir } => Answer::Stat(stat::stat(state, builds_dir)?),
+        Verb::Start { .. } | Verb::Attach { .. } | Verb::Run | Verb::Launch(_) => {
+            return Err(refuse::unsupported("this verb answers with frames"));
+        }
+    })
+}
+
+fn read_text() -> Result<String, Refusal> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().take(LONGEST_TEXT).read_to_end(&mut bytes).or_refuse("failed to read the text")?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn print(answer: &Answer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    let mut out = io::stdout().lock();
+    out.write_all(&line)?;
+    out.flush()
+}

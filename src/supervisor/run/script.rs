@@ -1,0 +1,214 @@
+//! The text of a stage's script, for `bash` on standard input.
+//!
+//! The body is one quoted `eval` in a subshell whose standard input is empty, so that no line of a user can end the
+//! envelope or read the rest of it. Pure; the text holds secrets and must only ever go to a pipe.
+
+use super::variables::JobVariables;
+
+/// Name of the file, in the folder of file variables, that a script's end leaves its context in.
+pub const CONTEXT_FILE: &str = ".dormouse-context";
+
+/// Variables that belong to a shell or to one job, and are not kept for the next.
+const NEVER_KEPT: &str = "_|SHLVL|PWD|OLDPWD|BASH*|GIT_CONFIG_*|DORMOUSE_*";
+
+/// What every stage of a job begins with.
+#[derive(Debug)]
+pub struct Envelope<'a> {
+    /// The job's variables.
+    pub variables: &'a JobVariables,
+    /// Value of `CI_JOB_STATUS`.
+    pub job_status: &'a str,
+    /// The workspace.
+    pub workspace: &'a str,
+    /// Folder of file variables.
+    pub temporary: &'a str,
+    /// Settings for `git`, given by the environment so that no file holds them.
+    pub git_settings: &'a [(String, String)],
+}
+
+/// What one stage does.
+#[derive(Debug)]
+pub enum Body<'a> {
+    /// Commands of the user, each shown before it runs, in the workspace.
+    Commands {
+        /// The commands.
+        lines: &'a [String],
+        /// What an earlier job of the environment has left.
+        restored: Option<&'a Restored>,
+        /// Whether the script's end leaves its context behind.
+        keep_context: bool,
+    },
+    /// A script of the runner; it finds its own folder.
+    Plain(&'a str),
+}
+
+/// What a resumed script gets back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Working directory.
+    pub cwd: String,
+    /// Exported variables; the job's own win over them.
+    pub variables: Vec<(String, String)>,
+}
+
+impl Envelope<'_> {
+    /// The whole script of a stage.
+    pub fn script(&self, body: &Body<'_>) -> String {
+        let mut inner = String::new();
+        if let Body::Commands { restored: Some(restored), .. } = body {
+            for (key, value) in &restored.variables {
+                export(&mut inner, key, value);
+            }
+        }
+        self.exports(&mut inner);
+        match body {
+            Body::Commands { lines, restored, keep_context } => {
+                self.enter_workspace(&mut inner, *restored);
+                if *keep_context {
+                    self.keep_context(&mut inner);
+                }
+                self.trace_if_wanted(&mut inner);
+                for line in *lines {
+                    command(&mut inner, line);
+                }
+            }
+            Body::Plain(text) => {
+                self.trace_if_wanted(&mut inner);
+                inner.push_str(text);
+            }
+        }
+        format!(
+            "trap 'exit 1' TERM\nset -o pipefail\nset -o errexit\nset +o noclobber\n( eval {} ) < /dev/null\nexit 0\n",
+            quote(&inner)
+        )
+    }
+
+    fn exports(&self, out: &mut String) {
+        let temporary = quote(self.temporary);
+        out.push_str(&format!("[[ -d {temporary} ]] || mkdir -p -m 700 {temporary}\n"));
+        for variable in self.variables.exports() {
+            if let Some(content) = &variable.content {
+                out.push_str(&format!(
+                    "( umask 077; printf %s {} > {} )\n",
+                    quote(content),
+                    quote(&variable.value)
+                ));
+            }
+            export(out, &variable.key, &variable.value);
+        }
+        export(out, "CI_JOB_STATUS", self.job_status);
+        for (key, value) in self.git_settings {
+            out.push_str("__dormouse_n=${GIT_CONFIG_COUNT:-0}\n");
+            out.push_str(&format!("export \"GIT_CONFIG_KEY_$__dormouse_n\"={}\n", quote(key)));
+            out.push_str(&format!("export \"GIT_CONFIG_VALUE_$__dormouse_n\"={}\n", quote(value)));
+            out.push_str("export GIT_CONFIG_COUNT=$((__dormouse_n + 1))\nunset __dormouse_n\n");
+        }
+        // Lines that are no assignment are skipped: a job may write anything into the file.
+        out.push_str(
+            "if [[ -f $GITLAB_ENV ]]; then while IFS= read -r __dormouse_line || [[ -n $__dormouse_line ]]; do\n\
+             if [[ $__dormouse_line =~ ^[A-Za-z_][A-Za-z0-9_]*= ]]; then export \"$__dormouse_line\"; fi\n\
+             done < \"$GITLAB_ENV\"; unset __dormouse_line; fi\n",
+        );
+    }
+
+    fn enter_workspace(&self, out: &mut String, restored: Option<&Restored>) {
+        let workspace = quote(self.workspace);
+        out.push_str(&format!("[[ -d {workspace} ]] || mkdir -p {workspace}\ncd {workspace}\n"));
+        if let Some(restored) = restored.filter(|restored| !restored.cwd.is_empty()) {
+            let cwd = quote(&restored.cwd);
+            out.push_str(&format!("if [[ -d {cwd} && -x {cwd} ]]; then cd {cwd}; fi\n"));
+        }
+    }
+
+    /// Lets the script's end write its working directory and exported variables, but none that GitLab gave.
+    fn keep_context(&self, out: &mut String) {
+        let given: String =
+            self.variables.exports().iter().map(|variable| format!("|{}", variable.key)).collect();
+        let file = quote(&format!("{}/{CONTEXT_FILE}", self.temporary));
+        out.push_str(&format!(
+            "__dormouse_keep() {{\n\
+             {{ set +o xtrace; }} 2>/dev/null\n\
+             {{ local IFS=$'\\n' name\n\
+             printf '%s\\0' \"$PWD\"\n\
+             for name in $(compgen -e); do case $name in {NEVER_KEPT}{given}) ;; \
+             *) printf '%s=%s\\0' \"$name\" \"${{!name-}}\" ;; esac; done\n\
+             }} 2>/dev/null >| {file} || :\n\
+             }}\n\
+             trap __dormouse_keep EXIT\n"
+        ));
+    }
+
+    fn trace_if_wanted(&self, out: &mut String) {
+        if self.variables.flag("CI_DEBUG_TRACE", false) {
+            out.push_str("set -o xtrace\n");
+        }
+    }
+}
+
+fn export(out: &mut String, key: &str, value: &str) {
+    out.push_str(&format!("export {key}={}\n", quote(value)));
+}
+
+/// Shows a command in bold green and runs it; of several lines only the first is shown.
+fn command(out: &mut String, line: &str) {
+    let shown = match line.trim_end().split_once('\n') {
+        Some((first, _)) => format!("$ {first} # collapsed multi-line command"),
+        None => format!("$ {line}"),
+    };
+    out.push_str(&format!("echo {}\n{line}\n", quote(&format!("\x1b[32;1m{shown}\x1b[0;m"))));
+}
+
+/// Quotes any text as one word of a shell; NUL, which no shell can hold, is dropped.
+pub fn quote(text: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:@%+,".contains(&byte);
+    if !text.is_empty() && text.bytes().all(is_plain) {
+        return text.to_owned();
+    }
+    let mut quoted = String::with_capacity(text.len() + 3);
+    quoted.push_str("$'");
+    for character in text.chars() {
+        match character {
+            '\0' => {}
+            '\'' => quoted.push_str("\\'"),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\t' => quoted.push_str("\\t"),
+            '\r' => quoted.push_str("\\r"),
+            control if control.is_ascii_control() => {
+                quoted.push_str(&format!("\\x{:02x}", u32::from(control)))
+            }
+            other => quoted.push(other),
+        }
+    }
+    quoted.push('\'');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn bash_reads_a_quoted_text_back(texts in proptest::collection::vec("[^\0]{0,30}", 1..20)) {
+            let words: Vec<String> = texts.iter().map(|text| quote(text)).collect();
+            let script = format!("printf '%s\\0' {}", words.join(" "));
+            let output = Command::new("bash").arg("-c").arg(script).output().unwrap();
+            let mut wanted = texts.join("\0").into_bytes();
+            wanted.push(0);
+            prop_assert_eq!(output.stdout, wanted);
+        }
+    }
+
+    #[test]
+    fn only_the_first_line_of_a_multi_line_command_is_shown() {
+        let mut out = String::new();
+        command(&mut out, "if true; then\n  echo deep\nfi");
+        assert!(out.contains("$ if true; then # collapsed multi-line command"), "{out}");
+    }
+}

@@ -1,0 +1,279 @@
+//! Runs one stage: a `bash` with its script on standard input, its output into the log, its end and its limits.
+//!
+//! One loop waits for output, for the end, for a wish to cancel and for the next deadline. Processes that the stage
+//! leaves in the background live on and keep writing to the environment's pipe, which later stages read too.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::cancel::{CancelWatch, CancelWish};
+use crate::supervisor::launch;
+use crate::supervisor::log::JobLog;
+use crate::supervisor::log::timestamp::Stream;
+use crate::supervisor::state::EnvironmentFolder;
+use crate::supervisor::tree::Tree;
+use crate::supervisor::tree::marked::{MARK_VARIABLE, mark};
+use crate::supervisor::user::JobUser;
+
+/// How long processes that were asked to end may take before they are killed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How often to look for the end of a process on kernels that give no notice of it.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Output read at once.
+const CHUNK: usize = 64 * 1024;
+
+/// Output still read after the stage's end: more than a pipe holds, so that all of the stage's own is read, and
+/// bounded, because processes in the background may write for ever.
+const LAST_OUTPUT: usize = 1024 * 1024;
+
+/// How a stage ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StageEnd {
+    /// By itself.
+    Exited(i32),
+    /// Its own time was up.
+    TimedOut,
+    /// The job's time was up.
+    JobTimedOut,
+    /// Somebody canceled the job.
+    Canceled(CancelWish),
+}
+
+/// Until when a stage may run, and what ends it before.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The stage's own deadline.
+    pub stage: Option<Instant>,
+    /// The job's deadline.
+    pub job: Instant,
+    /// The mildest wish to cancel that ends the stage.
+    pub cancel: CancelWish,
+}
+
+/// Where the stages of a job run.
+#[derive(Debug)]
+pub struct Shell {
+    /// The environment variables that stages begin with, before their own.
+    pub base: BTreeMap<String, String>,
+    user: Option<JobUser>,
+    output: File,
+    writer: OwnedFd,
+    cancel: CancelWatch,
+}
+
+impl Shell {
+    /// Opens the environment's pipe and gathers what stages inherit.
+    ///
+    /// # Errors
+    /// When the pipe cannot be opened.
+    pub fn new(
+        folder: &EnvironmentFolder,
+        job_mark: (&str, u64),
+        user: Option<JobUser>,
+        cancel: CancelWatch,
+    ) -> io::Result<Self> {
+        let path = folder.output();
+        // A pipe opened for both never ends and never breaks, whoever else comes and goes.
+        let read = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let write = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let output = File::from(rustix::fs::open(&path, read, Mode::empty())?);
+        let writer = rustix::fs::open(&path, write, Mode::empty())?;
+        let readable = std::env::vars_os()
+            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        let mut base = inherited(readable, user.as_ref());
+        base.insert(MARK_VARIABLE.to_owned(), mark(job_mark.0, job_mark.1));
+        Ok(Self { base, user, output, writer, cancel })
+    }
+
+    /// The wish to cancel, if there is one.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn cancel_wish(&self) -> io::Result<Option<CancelWish>> {
+        self.cancel.wish()
+    }
+
+    /// Starts a stage.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self, script: &str, tree: &Tree) -> io::Result<Child> {
+        // A file in memory: bash reads it in blocks, and no disk ever holds it.
+        let mut stdin = File::from(rustix::fs::memfd_create("stage", MemfdFlags::CLOEXEC)?);
+        stdin.write_all(script.as_bytes())?;
+        stdin.rewind()?;
+        let mut command = launch::command(tree.door(), self.user.as_ref(), "bash");
+        command.env_clear().envs(&self.base).current_dir("/");
+        command.stdin(Stdio::from(stdin));
+        command.stdout(Stdio::from(self.writer.try_clone()?));
+        command.stderr(Stdio::from(self.writer.try_clone()?));
+        command.spawn()
+    }
+
+    /// Sees a stage to its end.
+    ///
+    /// # Errors
+    /// When the log cannot be written or the kernel fails.
+    pub fn follow(
+        &mut self,
+        mut child: Child,
+        tree: &Tree,
+        limits: Limits,
+        log: &mut JobLog,
+    ) -> io::Result<StageEnd> {
+        let ending = child_notice(&child)?;
+        let mut stopping: Option<Stopping> = None;
+        loop {
+            self.wait(ending.as_ref(), next_look(limits, stopping.as_ref()))?;
+            self.copy_output(CHUNK, log)?;
+            if let Some(status) = child.try_wait()? {
+                self.copy_output(LAST_OUTPUT, log)?;
+                log.settle()?;
+                return Ok(
+                    stopping.map_or_else(|| StageEnd::Exited(exit_code(status)), |stopping| stopping.cause)
+                );
+            }
+            let now = Instant::now();
+            let cause = self.cause_to_stop(limits, now)?;
+            match (&mut stopping, cause) {
+                (None, Some(cause)) => {
+                    tree.terminate()?;
+                    let patience =
+                        if cause == StageEnd::Canceled(CancelWish::Abort) { Duration::ZERO } else { GRACE };
+                    stopping = Some(Stopping { cause, kill_at: now + patience });
+                }
+                (Some(stopping), cause) => {
+                    if cause == Some(StageEnd::Canceled(CancelWish::Abort)) {
+                        stopping.cause = StageEnd::Canceled(CancelWish::Abort);
+                        stopping.kill_at = stopping.kill_at.min(now);
+                    }
+                }
+                (None, None) => {}
+            }
+            if stopping.as_ref().is_some_and(|stopping| stopping.kill_at <= now) {
+                tree.kill()?;
+            }
+        }
+    }
+
+    /// Copies what processes in the background have written meanwhile.
+    ///
+    /// # Errors
+    /// When the log cannot be written.
+    pub fn copy_output(&mut self, most: usize, log: &mut JobLog) -> io::Result<()> {
+        let mut buffer = vec![0; CHUNK];
+        let mut copied = 0;
+        while copied < most {
+            match self.output.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => {
+                    log.write(Stream::Job, buffer.get(..count).unwrap_or_default())?;
+                    copied += count;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the last of what processes have written, once they are gone or held still.
+    ///
+    /// # Errors
+    /// When the log cannot be written.
+    pub fn copy_last_output(&mut self, log: &mut JobLog) -> io::Result<()> {
+        self.copy_output(LAST_OUTPUT, log)?;
+        log.settle()
+    }
+
+    fn wait(&self, ending: Option<&OwnedFd>, until: Option<Instant>) -> io::Result<()> {
+        let mut patience = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let mut sources = vec![
+            PollFd::new(&self.output, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.cancel.as_fd(), PollFlags::IN),
+        ];
+        match ending {
+            Some(ending) => sources.push(PollFd::new(ending, PollFlags::IN)),
+            None => patience = Some(patience.map_or(LOOK_AGAIN, |patience| patience.min(LOOK_AGAIN))),
+        }
+        let timeout = patience.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
+        match poll(&mut sources, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn cause_to_stop(&self, limits: Limits, now: Instant) -> io::Result<Option<StageEnd>> {
+        if let Some(wish) = self.cancel.wish()?.filter(|wish| *wish >= limits.cancel) {
+            return Ok(Some(StageEnd::Canceled(wish)));
+        }
+        if limits.job <= now {
+            return Ok(Some(StageEnd::JobTimedOut));
+        }
+        Ok(limits.stage.filter(|deadline| *deadline <= now).map(|_| StageEnd::TimedOut))
+    }
+}
+
+struct Stopping {
+    cause: StageEnd,
+    kill_at: Instant,
+}
+
+fn next_look(limits: Limits, stopping: Option<&Stopping>) -> Option<Instant> {
+    match stopping {
+        // Killed already: only the end is awaited, and a process that ignores even that must not spin the loop.
+        Some(stopping) => Some(stopping.kill_at.max(Instant::now() + LOOK_AGAIN)),
+        None => Some(limits.stage.map_or(limits.job, |stage| stage.min(limits.job))),
+    }
+}
+
+/// A descriptor that becomes readable when the child ends; `None` on kernels without.
+fn child_notice(child: &Child) -> io::Result<Option<OwnedFd>> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::other("the stage has no process id"))?;
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(notice) => Ok(Some(notice)),
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A shell's way to say it: the code, or 128 and the signal.
+fn exit_code(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)
+}
+
+/// What stages inherit of the connection's environment: not the connection itself, nor who became root by `sudo`.
+fn inherited(
+    all: impl Iterator<Item = (String, String)>,
+    user: Option<&JobUser>,
+) -> BTreeMap<String, String> {
+    const PRIVATE: [&str; 7] = ["SSH_", "SUDO_", "XDG_", "DBUS_", "DORMOUSE_", "GIT_", "BASH_"];
+    const SHELLS_OWN: [&str; 6] = ["_", "SHLVL", "PWD", "OLDPWD", "MAIL", "TERM"];
+    let mut base: BTreeMap<String, String> = all
+        .filter(|(key, _)| !PRIVATE.iter().any(|prefix| key.starts_with(prefix)))
+        .filter(|(key, _)| !SHELLS_OWN.contains(&key.as_str()))
+        .collect();
+    base.entry("PATH".to_owned())
+        .or_insert_with(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+    if let Some(user) = user {
+        for (key, value) in
+            [("HOME", &user.home), ("USER", &user.name), ("LOGNAME", &user.name), ("SHELL", &user.shell)]
+        {
+            base.insert(key.to_owned(), value.clone());
+        }
+    }
+    base
+}

@@ -1,0 +1,340 @@
+//! The job's variables as its scripts see them: GitLab's and the runner's, expanded once, files as paths.
+//!
+//! Pure. Assumes nothing of names and values: a name that a shell cannot export is set aside, not exported.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use crate::gitlab::wire::{JobPayload, Variable};
+
+/// Where a job runs and under which limits, as far as its variables tell it.
+#[derive(Debug, Clone)]
+pub struct Surroundings<'a> {
+    /// Folder of all workspaces.
+    pub builds_dir: &'a str,
+    /// The workspace.
+    pub workspace: &'a str,
+    /// Folder of file variables, beside the workspace.
+    pub temporary: &'a str,
+    /// Slot index.
+    pub slot: u32,
+    /// Version of the runner.
+    pub version: &'a str,
+    /// Certificates to trust for the GitLab server.
+    pub ca_bundle: Option<&'a str>,
+}
+
+/// Name of the file variable with the server's certificates.
+pub const CA_FILE: &str = "CI_SERVER_TLS_CA_FILE";
+
+/// Shortest line of a secret of several lines that is hidden by itself: shorter ones would hide half the log.
+const SHORTEST_SECRET_LINE: usize = 8;
+
+/// One variable, ready to be exported.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Export {
+    /// Name.
+    pub key: String,
+    /// Value; of a file variable, the path.
+    pub value: String,
+    /// What the file holds, if it is a file variable.
+    pub content: Option<String>,
+}
+
+impl fmt::Debug for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Export").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// All variables of a job.
+#[derive(Debug)]
+pub struct JobVariables {
+    exports: Vec<Export>,
+    by_key: HashMap<String, usize>,
+    unexportable: Vec<String>,
+    secrets: Vec<String>,
+}
+
+impl JobVariables {
+    /// Gathers a job's variables.
+    pub fn gather(job: &JobPayload, surroundings: &Surroundings<'_>) -> Self {
+        let given = in_order(job, surroundings);
+        let latest: HashMap<&str, &Variable> =
+            given.iter().map(|variable| (variable.key.as_str(), variable)).collect();
+        let mut all = Self {
+            exports: Vec::new(),
+            by_key: HashMap::new(),
+            unexportable: Vec::new(),
+            secrets: Vec::new(),
+        };
+        all.hide(&job.token);
+        for variable in &given {
+            if latest.get(variable.key.as_str()).is_some_and(|last| !std::ptr::eq(*last, variable)) {
+                if variable.masked {
+                    all.hide(&variable.value);
+                }
+                continue;
+            }
+            let value = if variable.raw {
+                variable.value.clone()
+            } else {
+                expand(&variable.value, |name| resolve(&latest, name, surroundings.temporary))
+            };
+            if variable.masked {
+                all.hide(&variable.value);
+                all.hide(&value);
+            }
+            if !is_exportable(&variable.key) {
+                all.unexportable.push(variable.key.clone());
+                continue;
+            }
+            let export = if variable.file {
+                let path = format!("{}/{}", surroundings.temporary, variable.key);
+                Export { key: variable.key.clone(), value: path, content: Some(value) }
+            } else {
+                Export { key: variable.key.clone(), value, content: None }
+            };
+            all.by_key.insert(export.key.clone(), all.exports.len());
+            all.exports.push(export);
+        }
+        all
+    }
+
+    /// What scripts get, in order.
+    pub fn exports(&self) -> &[Export] {
+        &self.exports
+    }
+
+    /// Names that no shell can export.
+    pub fn unexportable(&self) -> &[String] {
+        &self.unexportable
+    }
+
+    /// Phrases that must not be shown.
+    pub fn secrets(&self) -> &[String] {
+        &self.secrets
+    }
+
+    /// A variable's value.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        let index = *self.by_key.get(key)?;
+        self.exports.get(index).map(|export| export.value.as_str())
+    }
+
+    /// A variable's value, unless it is empty.
+    pub fn setting(&self, key: &str) -> Option<&str> {
+        self.value(key).map(str::trim).filter(|value| !value.is_empty())
+    }
+
+    /// Whether a flag is on; `default` when it is not set or unreadable.
+    pub fn flag(&self, key: &str, default: bool) -> bool {
+        match self.setting(key).map(str::to_ascii_lowercase).as_deref() {
+            Some("1" | "t" | "true" | "yes" | "on") => true,
+            Some("0" | "f" | "false" | "no" | "off") => false,
+            Some(_) | None => default,
+        }
+    }
+
+    fn hide(&mut self, secret: &str) {
+        let secret = secret.trim();
+        if secret.is_empty() {
+            return;
+        }
+        self.secrets.push(secret.to_owned());
+        if secret.contains('\n') {
+            let lines = secret.lines().map(str::trim).filter(|line| line.len() >= SHORTEST_SECRET_LINE);
+            self.secrets.extend(lines.map(str::to_owned));
+        }
+    }
+}
+
+/// Runner-made variables, then GitLab's, then those that nobody may override.
+fn in_order(job: &JobPayload, surroundings: &Surroundings<'_>) -> Vec<Variable> {
+    let made =
+        |key: &str, value: String| Variable { key: key.into(), value, raw: true, ..Variable::default() };
+    let mut all = vec![
+        made("CI_BUILDS_DIR", surroundings.builds_dir.to_owned()),
+        made("CI_CONCURRENT_ID", surroundings.slot.to_string()),
+        made("CI_CONCURRENT_PROJECT_ID", surroundings.slot.to_string()),
+        made("CI_SERVER", "yes".to_owned()),
+        made("CI_JOB_STATUS", "running".to_owned()),
+        made("CI_JOB_TIMEOUT", job.timeout_seconds().to_string()),
+    ];
+    if let Some(bundle) = surroundings.ca_bundle {
+        all.push(Variable { file: true, ..made(CA_FILE, bundle.to_owned()) });
+    }
+    all.extend(job.variables.iter().filter(|variable| !variable.key.is_empty()).cloned());
+    all.extend([
+        made("CI_PROJECT_DIR", surroundings.workspace.to_owned()),
+        made("CI_SHARED_ENVIRONMENT", "true".to_owned()),
+        made("CI_RUNNER_VERSION", surroundings.version.to_owned()),
+        made("CI_RUNNER_EXECUTABLE_ARCH", format!("linux/{}", architecture())),
+        made("RUNNER_TEMP_PROJECT_DIR", surroundings.temporary.to_owned()),
+        made("GITLAB_ENV", format!("{}/gitlab_env", surroundings.temporary)),
+    ]);
+    all
+}
+
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn resolve(latest: &HashMap<&str, &Variable>, name: &str, temporary: &str) -> String {
+    match latest.get(name) {
+        Some(variable) if variable.file => format!("{temporary}/{name}"),
+        Some(variable) => variable.value.clone(),
+        None => String::new(),
+    }
+}
+
+/// Whether a shell can export the name.
+pub fn is_exportable(key: &str) -> bool {
+    let mut bytes = key.bytes();
+    bytes.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// Replaces `$NAME` and `${NAME}` once; `$$` becomes `$`, and parameters such as `$1` or `$?` vanish.
+pub fn expand(text: &str, lookup: impl Fn(&str) -> String) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        rest = match reference(after) {
+            Reference::Name(name, rest) => {
+                out.push_str(&lookup(name));
+                rest
+            }
+            Reference::Dollar(rest) => {
+                out.push('$');
+                rest
+            }
+            Reference::Nothing(rest) => rest,
+        };
+    }
+    out.push_str(rest);
+    out
+}
+
+enum Reference<'a> {
+    /// A name, and what follows it.
+    Name(&'a str, &'a str),
+    /// A dollar sign that stands for itself.
+    Dollar(&'a str),
+    /// Something that expands to nothing.
+    Nothing(&'a str),
+}
+
+/// Reads what follows a dollar sign.
+fn reference(after: &str) -> Reference<'_> {
+    let mut characters = after.chars();
+    match characters.next() {
+        Some('$') => Reference::Dollar(characters.as_str()),
+        Some('{') => match characters.as_str().split_once('}') {
+            Some(("$", rest)) => Reference::Dollar(rest),
+            Some((name, rest)) if is_exportable(name) => Reference::Name(name, rest),
+            Some((_, rest)) => Reference::Nothing(rest),
+            None => Reference::Nothing(characters.as_str()),
+        },
+        Some('*' | '#' | '@' | '!' | '?' | '-' | '0'..='9') => Reference::Nothing(characters.as_str()),
+        _ => {
+            let name = after.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
+            match after.split_at_checked(after.len() - name.len()) {
+                Some((name, rest)) if !name.is_empty() => Reference::Name(name, rest),
+                _ => Reference::Dollar(after),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn variable(key: &str, value: &str) -> Variable {
+        Variable { key: key.into(), value: value.into(), ..Variable::default() }
+    }
+
+    fn gather(variables: Vec<Variable>) -> JobVariables {
+        let job = JobPayload { token: "glcbt-token".into(), variables, ..JobPayload::default() };
+        let surroundings = Surroundings {
+            builds_dir: "/b",
+            workspace: "/b/0/g/p",
+            temporary: "/b/0/g/p.tmp",
+            slot: 0,
+            version: "1",
+            ca_bundle: None,
+        };
+        JobVariables::gather(&job, &surroundings)
+    }
+
+    #[test]
+    fn values_expand_once_and_raw_ones_not_at_all() {
+        let all = gather(vec![
+            variable("A", "1"),
+            variable("B", "$A"),
+            variable("C", "${B}-$A-$MISSING-$$-$1"),
+            Variable { raw: true, ..variable("D", "$A") },
+        ]);
+        assert_eq!(all.value("C"), Some("$A-1--$-"));
+        assert_eq!(all.value("D"), Some("$A"));
+    }
+
+    #[test]
+    fn the_last_of_equal_names_wins_and_the_project_folder_cannot_be_overridden() {
+        let all = gather(vec![variable("A", "1"), variable("A", "2"), variable("CI_PROJECT_DIR", "/etc")]);
+        assert_eq!(all.value("A"), Some("2"));
+        assert_eq!(all.value("CI_PROJECT_DIR"), Some("/b/0/g/p"));
+        assert_eq!(all.exports().iter().filter(|export| export.key == "A").count(), 1);
+    }
+
+    #[test]
+    fn a_file_variable_becomes_a_path_also_where_it_is_referred_to() {
+        let all = gather(vec![
+            Variable { file: true, ..variable("KUBECONFIG", "apiVersion: v1") },
+            variable("COPY", "at $KUBECONFIG"),
+        ]);
+        assert_eq!(all.value("COPY"), Some("at /b/0/g/p.tmp/KUBECONFIG"));
+        assert_eq!(
+            all.exports().iter().filter_map(|export| export.content.as_deref()).next(),
+            Some("apiVersion: v1")
+        );
+    }
+
+    #[test]
+    fn secrets_are_the_token_masked_values_and_the_long_lines_of_masked_ones() {
+        let all = gather(vec![
+            Variable { masked: true, ..variable("KEY", "-----BEGIN-----\n}\nabcdefghij\n") },
+            variable("OPEN", "not hidden"),
+        ]);
+        for hidden in ["glcbt-token", "abcdefghij", "-----BEGIN-----"] {
+            assert!(all.secrets().iter().any(|secret| secret == hidden), "{hidden}");
+        }
+        assert!(!all.secrets().iter().any(|secret| secret == "}" || secret == "not hidden"));
+    }
+
+    #[test]
+    fn a_name_no_shell_can_export_is_set_aside() {
+        let all = gather(vec![variable("a-b", "x"), variable("../up", "y")]);
+        assert_eq!(all.unexportable(), ["a-b", "../up"]);
+    }
+
+    proptest! {
+        #[test]
+        fn expansion_of_anything_ends(text in "[$\\{\\}A-Z0-9?ß ]{0,40}") {
+            let _expanded = expand(&text, |name| format!("<{name}>"));
+        }
+
+        #[test]
+        fn text_without_dollar_signs_is_kept(text in "[^$]{0,40}") {
+            prop_assert_eq!(expand(&text, |_| String::new()), text);
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Process trees held by cgroups, v2 or v1.
+//!
+//! A tree is a child of the cgroup this process lives in: that is the place its owner may write to, and no
+//! controller is turned on, so processes may live beside it. The folder's mount is found in `/proc`, because hosts
+//! mount v2 in different places and some have both versions.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Signal;
+
+use super::{Holder, signal_all};
+use crate::supervisor::state::gone;
+
+/// How long to wait between two looks where the kernel gives no notice.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Makes a folder of that name; `None` when this host has no cgroup we may write to.
+pub fn create(name: &str) -> Option<Holder> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    if let Some(path) = home_v2(&own, &mounts).map(|home| home.join(name)) {
+        if make_usable(&path, "cgroup.freeze") {
+            return Some(Holder::CgroupV2 { path });
+        }
+    }
+    let path = home_v1(&own, &mounts)?.join(name);
+    make_usable(&path, "freezer.state").then_some(Holder::CgroupV1 { path })
+}
+
+/// Makes the folder and sees whether processes can be moved in and frozen.
+fn make_usable(path: &Path, freezer: &str) -> bool {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return false,
+        Ok(()) | Err(_) => {}
+    }
+    let writable = |name: &str| rustix::fs::access(path.join(name), rustix::fs::Access::WRITE_OK).is_ok();
+    let usable = writable("cgroup.procs")
+        && writable(freezer)
+        && path.parent().is_some_and(|parent| {
+            // A process is moved by whoever may write to the common ancestor too.
+            rustix::fs::access(parent.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).is_ok()
+        });
+    if !usable {
+        // What cannot be removed is an empty folder that nobody uses.
+        let _left = remove(path);
+    }
+    usable
+}
+
+fn home_v2(own: &str, mounts: &str) -> Option<PathBuf> {
+    let place = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let mount = mounts.lines().filter_map(Mount::parse).find(|mount| mount.kind == "cgroup2")?;
+    mount.folder_of(place)
+}
+
+fn home_v1(own: &str, mounts: &str) -> Option<PathBuf> {
+    let place = own.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, place) = rest.split_once(':')?;
+        controllers.split(',').any(|name| name == "freezer").then_some(place)
+    })?;
+    let mount = mounts
+        .lines()
+        .filter_map(Mount::parse)
+        .find(|mount| mount.kind == "cgroup" && mount.options.split(',').any(|option| option == "freezer"))?;
+    mount.folder_of(place)
+}
+
+struct Mount<'a> {
+    root: &'a str,
+    point: PathBuf,
+    kind: &'a str,
+    options: &'a str,
+}
+
+impl<'a> Mount<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (place, filesystem) = line.split_once(" - ")?;
+        let mut place = place.split(' ').skip(3);
+        let (root, point) = (place.next()?, place.next()?);
+        let mut filesystem = filesystem.split(' ');
+        let kind = filesystem.next()?;
+        let options = filesystem.nth(1)?;
+        Some(Self { root, point: PathBuf::from(unescape(point)), kind, options })
+    }
+
+    /// Where a cgroup is under this mount, if it can be seen there.
+    fn folder_of(&self, place: &str) -> Option<PathBuf> {
+        let below = if self.root == "/" { place } else { place.strip_prefix(self.root)? };
+        let folder = self.point.join(below.trim_start_matches('/'));
+        folder.is_dir().then_some(folder)
+    }
+}
+
+/// Undoes the octal escapes of `/proc/self/mountinfo`.
+fn unescape(text: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(text.to_owned(), |text, (escape, character)| text.replace(escape, character))
+}
+
+/// All processes of a folder and the folders in it.
+pub fn processes(path: &Path) -> io::Result<Vec<i32>> {
+    let listed = match fs::read_to_string(path.join("cgroup.procs")) {
+        Ok(listed) => listed,
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut pids: Vec<i32> = listed.lines().filter_map(|line| line.parse().ok()).collect();
+    for child in children(path)? {
+        pids.extend(processes(&child)?);
+    }
+    Ok(pids)
+}
+
+fn children(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut folders = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            folders.push(entry.path());
+        }
+    }
+    Ok(folders)
+}
+
+/// A cgroup removed under our hands answers ENODEV instead of ENOENT.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
+}
+
+/// Removes a folder without processes, and the folders in it.
+pub fn remove(path: &Path) -> io::Result<()> {
+    for child in children(path)? {
+        remove(&child)?;
+    }
+    gone(fs::remove_dir(path))
+}
+
+/// Freezes a v2 tree.
+pub fn freeze_v2(path: &Path, patience: Duration) -> io::Result<()> {
+    match fs::write(path.join("cgroup.freeze"), "1") {
+        Err(error) if is_gone(&error) => return Ok(()),
+        written => written?,
+    }
+    wait_v2(path, "frozen 1", patience)
+}
+
+/// Thaws a v2 tree.
+pub fn thaw_v2(path: &Path) -> io::Result<()> {
+    match fs::write(path.join("cgroup.freeze"), "0") {
+        Err(error) if is_gone(&error) => Ok(()),
+        written => written,
+    }
+}
+
+/// Kills a v2 tree.
+pub fn kill_v2(path: &Path, patience: Duration) -> io::Result<()> {
+    match fs::write(path.join("cgroup.kill"), "1") {
+        Ok(()) => {}
+        // Kernels before 5.14 have no such file, and a tree that is gone has none either.
+        Err(error) if is_gone(&error) || error.kind() == ErrorKind::PermissionDenied => {
+            if !path.is_dir() {
+                return Ok(());
+            }
+            thaw_v2(path)?;
+            return kill_one_by_one(path, patience);
+        }
+        Err(error) => return Err(error),
+    }
+    wait_v2(path, "populated 0", patience)
+}
+
+/// Waits until `cgroup.events` has a line.
+fn wait_v2(path: &Path, wanted: &str, patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    let events = path.join("cgroup.events");
+    let file = match File::open(&events) {
+        Err(error) if is_gone(&error) => return Ok(()),
+        file => file?,
+    };
+    loop {
+        let now = match fs::read_to_string(&events) {
+            Err(error) if is_gone(&error) => return Ok(()),
+            now => now?,
+        };
+        if now.lines().any(|line| line == wanted) {
+            return Ok(());
+        }
+        let left = remaining(deadline).ok_or_else(|| still_waiting(path, wanted))?;
+        // The file raises a priority event when it changes; a missed one costs at most this slice.
+        let slice = left.min(Duration::from_millis(20));
+        let timeout = Timespec::try_from(slice).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Freezes a v1 tree.
+pub fn freeze_v1(path: &Path, patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    let state = path.join("freezer.state");
+    loop {
+        match fs::write(&state, "FROZEN") {
+            Err(error) if is_gone(&error) => return Ok(()),
+            written => written?,
+        }
+        if fs::read_to_string(&state)?.trim() == "FROZEN" {
+            return Ok(());
+        }
+        remaining(deadline).ok_or_else(|| still_waiting(path, "FROZEN"))?;
+        thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Thaws a v1 tree.
+pub fn thaw_v1(path: &Path) -> io::Result<()> {
+    match fs::write(path.join("freezer.state"), "THAWED") {
+        Err(error) if is_gone(&error) => Ok(()),
+        written => written,
+    }
+}
+
+/// Kills a v1 tree.
+pub fn kill_v1(path: &Path, patience: Duration) -> io::Result<()> {
+    if !path.is_dir() {
+        return Ok(());
+    }
+    // Signals reach frozen processes only when they thaw; sent first, none gets to run on.
+    signal_all(&processes(path)?, Signal::KILL)?;
+    thaw_v1(path)?;
+    kill_one_by_one(path, patience)
+}
+
+fn kill_one_by_one(path: &Path, patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let pids = processes(path)?;
+        if pids.is_empty() {
+            return Ok(());
+        }
+        signal_all(&pids, Signal::KILL)?;
+        remaining(deadline).ok_or_else(|| still_waiting(path, "empty"))?;
+        thread::sleep(LOOK_AGAIN);
+    }
+}
+
+fn remaining(deadline: Instant) -> Option<Duration> {
+    deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+}
+
+fn still_waiting(path: &Path, wanted: &str) -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, format!("{} is not {wanted} in time", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_in_a_container_is_read_relative_to_its_root() {
+        let line =
+            "31 24 0:26 /slice/one /sys/fs/cgroup\\040x rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate";
+        let mount = Mount::parse(line).unwrap();
+        assert_eq!((mount.root, mount.kind, mount.options), ("/slice/one", "cgroup2", "rw,nsdelegate"));
+        assert_eq!(mount.point, Path::new("/sys/fs/cgroup x"));
+        assert!(mount.folder_of("/elsewhere").is_none());
+    }
+
+    #[test]
+    fn the_v1_freezer_is_found_among_other_controllers() {
+        let own = "9:name=systemd:/\n6:cpu,freezer:/\n0::/\n";
+        let folder = tempfile::tempdir().unwrap();
+        let mounts = format!("31 24 0:26 / {} rw - cgroup cgroup rw,freezer", folder.path().display());
+        assert_eq!(home_v1(own, &mounts).unwrap(), folder.path());
+    }
+}
