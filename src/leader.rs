@@ -228,13 +228,24 @@ impl Claim {
         if let Some(spec) = freed.spec.as_mut() {
             spec.holder_identity = Some(String::new());
         }
-        let result = self.api.replace(&self.name, &PostParams::default(), &freed);
+        let params = PostParams::default();
+        let result = self.api.replace(&self.name, &params, &freed);
         match tokio::time::timeout(CALL_TIMEOUT, result).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 tracing::warn!(lease = self.name, %error, "the pool's Lease was not released; it will run out");
             }
             Err(_) => tracing::warn!(lease = self.name, "the pool's Lease was not released in time"),
+        }
+    }
+
+    /// Removes the Lease of a pool that is gone.
+    pub async fn remove(&self) {
+        let params = kube::api::DeleteParams::default();
+        if let Err(error) = self.api.delete(&self.name, &params).await
+            && !is_not_found(&error)
+        {
+            tracing::warn!(lease = self.name, %error, "the Lease of a removed pool was not deleted");
         }
     }
 

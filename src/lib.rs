@@ -9,8 +9,26 @@
 //! ```
 
 #[cfg(feature = "operator")]
+pub mod admin;
+#[cfg(feature = "operator")]
 pub mod api;
+#[cfg(feature = "operator")]
+pub mod app;
+#[cfg(feature = "operator")]
+pub mod environment;
 pub mod gitlab;
+#[cfg(feature = "operator")]
+pub mod host;
+#[cfg(feature = "operator")]
+pub mod kube_ext;
+#[cfg(feature = "operator")]
+pub mod leader;
+#[cfg(feature = "operator")]
+pub mod lease;
+#[cfg(feature = "operator")]
+pub mod pool;
 pub mod spool;
 #[cfg(feature = "supervisor")]
 pub mod supervisor;
+#[cfg(feature = "operator")]
+pub mod telemetry;

@@ -183,6 +183,20 @@ pub struct JobCredentials {
     pub id: u64,
     /// Job token.
     pub token: Arc<SecretString>,
+    /// Whether the job asked for a trace that may show secrets; GitLab restricts who may read such a log.
+    pub debug_trace: bool,
+}
+
+impl JobCredentials {
+    /// The credentials of a job.
+    pub fn of(job: &JobPayload) -> Self {
+        let is_on = |key| job.variable(key).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        Self {
+            id: job.id,
+            token: Arc::new(SecretString::from(job.token.clone())),
+            debug_trace: is_on("CI_DEBUG_TRACE") || is_on("CI_DEBUG_SERVICES"),
+        }
+    }
 }
 
 impl std::fmt::Debug for JobCredentials {
@@ -374,9 +388,10 @@ impl Client {
 
     /// Sends the next bytes of a job's log.
     pub async fn patch_trace(&self, job: &JobCredentials, offset: u64, bytes: Bytes) -> TraceAnswer {
+        let debug = job.debug_trace;
         let last = offset + (bytes.len() as u64).saturating_sub(1);
         let request = self
-            .request(Method::PATCH, &format!("jobs/{}/trace?debug_trace=false", job.id))
+            .request(Method::PATCH, &format!("jobs/{}/trace?debug_trace={debug}", job.id))
             .header("JOB-TOKEN", job.token.expose_secret())
             .header("Content-Type", "text/plain")
             .header("Content-Range", format!("{offset}-{last}"))
@@ -389,7 +404,8 @@ impl Client {
         match (response.status(), server_size(response.headers())) {
             (StatusCode::ACCEPTED, size) => TraceAnswer::Accepted { size: size.unwrap_or(last + 1), status },
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(size)) => TraceAnswer::Mismatch { size, status },
-            (StatusCode::FORBIDDEN | StatusCode::NOT_FOUND, _) => TraceAnswer::Abort,
+            (StatusCode::FORBIDDEN, _) => TraceAnswer::Abort,
+            // A 404 here does not end the job: the next update says whether GitLab still knows it.
             (_, _) => TraceAnswer::Retry { after: retry_after(response.headers()) },
         }
     }

@@ -236,7 +236,8 @@ pub fn limitations(link: &Link) -> Option<String> {
 
 async fn run_ready_command(link: &Link, command: Option<&str>) -> Result<(), String> {
     let Some(command) = command else { return Ok(()) };
-    let run = link.connection().run(&format!("sh -c {}", quote(command)), bytes::Bytes::new());
+    let command = format!("sh -c {}", quote(command));
+    let run = link.connection().run(&command, bytes::Bytes::new());
     match tokio::time::timeout(READY_TIMEOUT, run).await {
         Ok(Ok(output)) if output.code == 0 => Ok(()),
         Ok(Ok(output)) => Err(format!(

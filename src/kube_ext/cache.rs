@@ -169,7 +169,7 @@ where
         let is_older = state
             .objects
             .get(&key)
-            .is_some_and(|known| known.uid() == object.uid() && version(known) >= version(&object));
+            .is_some_and(|known| known.uid() == object.uid() && version(known.as_ref()) >= version(object.as_ref()));
         if is_gone || is_older {
             return;
         }

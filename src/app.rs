@@ -1,0 +1,235 @@
+//! The wiring: the only place that builds clients, stores and servers, and decides which pools to campaign for.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::{Api, Client, Config, ResourceExt};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{self, Gates};
+use crate::api::{JobLease, RunnerPool, SuspendedEnvironment};
+use crate::host::install::Supervisors;
+use crate::kube_ext::cache::Cache;
+use crate::kube_ext::events::Events;
+use crate::kube_ext::store::Store;
+use crate::leader::Claim;
+use crate::pool;
+use crate::telemetry::Metrics;
+
+/// What the operator is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The namespace to work in; all of them without one.
+    pub watch_namespace: Option<String>,
+    /// The replica's name, for people; its uniqueness does not matter.
+    pub identity: String,
+    /// Where liveness, readiness and metrics are served.
+    pub admin_address: SocketAddr,
+    /// The folder with `dormouse-supervisor-<machine>` files.
+    pub supervisor_dir: PathBuf,
+}
+
+/// What all pools of this replica share. Cloning shares it.
+#[derive(Clone)]
+pub struct Shared {
+    /// Kubernetes.
+    pub client: Client,
+    /// RunnerPools.
+    pub pools: Store<RunnerPool>,
+    /// JobLeases.
+    pub leases: Store<JobLease>,
+    /// SuspendedEnvironments.
+    pub environments: Store<SuspendedEnvironment>,
+    /// Events.
+    pub events: Events,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Supervisors to install.
+    pub supervisors: Supervisors,
+    /// This process: the replica's name and a uuid of its own, so that a restarted replica is another holder.
+    pub identity: String,
+}
+
+impl Shared {
+    /// A signal that moves with every change of any of our objects.
+    pub fn changes(&self) -> Changes {
+        Changes {
+            pools: self.pools.cache.changes(),
+            leases: self.leases.cache.changes(),
+            environments: self.environments.cache.changes(),
+        }
+    }
+}
+
+/// See [`Shared::changes`].
+pub struct Changes {
+    pools: watch::Receiver<u64>,
+    leases: watch::Receiver<u64>,
+    environments: watch::Receiver<u64>,
+}
+
+impl Changes {
+    /// Waits for the next change.
+    pub async fn changed(&mut self) {
+        // The senders live in the caches for as long as the process: waiting cannot fail.
+        tokio::select! {
+            _ = self.pools.changed() => {}
+            _ = self.leases.changed() => {}
+            _ = self.environments.changed() => {}
+        }
+    }
+}
+
+/// How long requests that are under way at SIGTERM may still take: an open job request may bring a job, whose lease
+/// is written before we go. Below the chart's termination grace.
+const LAST_REQUESTS: Duration = Duration::from_secs(50);
+
+/// Runs the operator until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot be started: no cluster, no supervisors, no port.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let supervisors = Supervisors::read(&options.supervisor_dir)?;
+    let config = Config::infer().await?;
+    let client = Client::try_from(config)?;
+    let metrics = Metrics::new();
+    let identity = format!("{}_{:016x}", options.identity, rand::random::<u64>());
+    let shared = Shared {
+        pools: Store::new(client.clone(), Cache::default(), metrics.clone(), "RunnerPool"),
+        leases: Store::new(client.clone(), Cache::default(), metrics.clone(), "JobLease"),
+        environments: Store::new(client.clone(), Cache::default(), metrics.clone(), "SuspendedEnvironment"),
+        events: Events::new(client.clone(), &identity),
+        client,
+        metrics,
+        supervisors,
+        identity,
+    };
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    follow(&shared, options.watch_namespace.as_deref(), &tasks, &stop);
+    let gates = Gates::new(shared.clone());
+    let server = admin::serve(options.admin_address, gates, stop.clone()).await?;
+    tasks.spawn(server);
+    tracing::info!(identity = shared.identity, version = env!("CARGO_PKG_VERSION"), "the operator has started");
+
+    let campaigns = tokio::spawn(campaign(shared.clone(), stop.clone()));
+    until_terminated().await?;
+    tracing::info!("terminating: pools are handed over, jobs run on");
+    stop.cancel();
+    let finish = async {
+        if campaigns.await.is_err() {
+            tracing::error!("the campaign task panicked");
+        }
+        tasks.close();
+        tasks.wait().await;
+    };
+    if tokio::time::timeout(LAST_REQUESTS, finish).await.is_err() {
+        tracing::warn!("a request to GitLab was still open at the end");
+    }
+    Ok(())
+}
+
+fn follow(shared: &Shared, namespace: Option<&str>, tasks: &TaskTracker, stop: &CancellationToken) {
+    fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+    {
+        match namespace {
+            Some(namespace) => Api::namespaced(client.clone(), namespace),
+            None => Api::all(client.clone()),
+        }
+    }
+    tasks.spawn(shared.pools.cache.clone().follow(api(&shared.client, namespace), stop.clone()));
+    tasks.spawn(shared.leases.cache.clone().follow(api(&shared.client, namespace), stop.clone()));
+    tasks.spawn(shared.environments.cache.clone().follow(api(&shared.client, namespace), stop.clone()));
+}
+
+async fn until_terminated() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Campaigns for every pool there is, for as long as it is there.
+async fn campaign(shared: Shared, stop: CancellationToken) {
+    let tasks = TaskTracker::new();
+    let mut running: HashMap<String, CancellationToken> = HashMap::new();
+    let mut changes = shared.pools.cache.changes();
+    loop {
+        tokio::select! {
+            () = synced(&shared) => break,
+            () = stop.cancelled() => return,
+        }
+    }
+    while !stop.is_cancelled() {
+        changes.borrow_and_update();
+        let pools = shared.pools.cache.select(|_| true);
+        for pool in &pools {
+            let Some(uid) = pool.uid() else { continue };
+            running.entry(uid).or_insert_with(|| {
+                let over = stop.child_token();
+                tasks.spawn(campaign_for(shared.clone(), Arc::clone(pool), over.clone()));
+                over
+            });
+        }
+        running.retain(|uid, over| {
+            let exists = pools.iter().any(|pool| pool.uid().as_ref() == Some(uid));
+            if !exists {
+                over.cancel();
+            }
+            exists
+        });
+        tokio::select! {
+            // The sender lives in the cache: waiting cannot fail.
+            _ = changes.changed() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+async fn synced(shared: &Shared) {
+    shared.pools.cache.synced().await;
+    shared.leases.cache.synced().await;
+    shared.environments.cache.synced().await;
+}
+
+/// Acquires a pool, holds it, and gives it up; again and again.
+async fn campaign_for(shared: Shared, pool: Arc<RunnerPool>, over: CancellationToken) {
+    let namespace = pool.namespace().unwrap_or_default();
+    let name = pool.name_any();
+    while !over.is_cancelled() {
+        let mut claim = Claim::new(shared.client.clone(), &namespace, &name, &shared.identity);
+        let Some(tenure) = claim.acquire(&over).await else { return };
+        let tenure = Arc::new(tenure);
+        let end_with = tenure.ended.clone();
+        let over_ends_it = async {
+            tokio::select! {
+                () = over.cancelled() => end_with.cancel(),
+                () = end_with.cancelled() => {}
+            }
+        };
+        let hold = pool::hold(shared.clone(), Arc::clone(&pool), Arc::clone(&tenure));
+        let ((), (), intake) = tokio::join!(claim.keep(&tenure), over_ends_it, hold);
+        claim.release().await;
+        if intake.await.is_err() {
+            tracing::error!(pool = name, "the intake panicked");
+        }
+        let exists = shared.pools.cache.get(&namespace, &name).is_some_and(|now| now.uid() == pool.uid());
+        if !exists {
+            claim.remove().await;
+            return;
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! SuspendedEnvironments: the driver that expires them, gives them back and frees them from jobs that are gone.
+//!
+//! Writes of a release, after the object was marked as deleted: (1) the supervisor removes processes, workspace and
+//! state, (2) the finalizer goes. Death between them: (1) is done again, and doing it twice is doing it once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+
+use crate::api::SuspendedEnvironment;
+use crate::api::condition;
+use crate::api::suspended_environment::{Phase, SuspendedEnvironmentStatus, Tier};
+use crate::host::link::JobPath;
+use crate::kube_ext::is_conflict;
+use crate::pool::Held;
+use crate::telemetry::EnvironmentOutcome;
+
+pub mod check;
+pub mod limits;
+pub mod plan;
+pub mod sweep;
+
+use plan::{Action, HostWord, InstanceState, Observed};
+
+/// The pause after a step that failed.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Why a step for an environment was not done.
+#[derive(Debug, thiserror::Error)]
+enum StepError {
+    /// The API server refused or could not be asked.
+    #[error("the API server: {0}")]
+    Kubernetes(#[from] kube::Error),
+    /// The host refused or could not be asked.
+    #[error("the host: {0}")]
+    Host(#[from] crate::host::link::LinkError),
+    /// The host is away.
+    #[error("the host is not reachable")]
+    Away,
+}
+
+/// Looks at every environment of a pool and starts what is due; answers when the next becomes due by time.
+pub fn look(held: &Arc<Held>) -> Option<Timestamp> {
+    let mut next: Option<Timestamp> = None;
+    for environment in held.environments() {
+        let plan = plan::plan(&observe(held, &environment));
+        next = [next, plan.look_again_at].into_iter().flatten().min();
+        let status = described(&environment, &plan);
+        if plan.action.is_none() && environment.status.as_ref() == Some(&status) {
+            continue;
+        }
+        let Some(busy) = held.begin(environment.uid()) else { continue };
+        let held_by_task = Arc::clone(held);
+        held.spawn(async move {
+            if let Err(error) = step(&held_by_task, &environment).await {
+                let name = environment.name_any();
+                tracing::warn!(environment = name, %error, "a step for an environment was not done yet");
+                tokio::time::sleep(RETRY).await;
+            }
+            drop(busy);
+            held_by_task.wake();
+        });
+    }
+    next
+}
+
+/// Everything a plan for an environment looks at.
+pub fn observe<'a>(held: &Held, environment: &'a SuspendedEnvironment) -> Observed<'a> {
+    let origin = &environment.spec.origin;
+    let id = &environment.spec.environment_id;
+    let instance = match held.hosts.watch(&origin.instance) {
+        None if held.settings().is_none() => InstanceState::Unreachable,
+        None => InstanceState::Removed,
+        Some(state) if state.borrow().link().is_some() => InstanceState::Reachable,
+        Some(_) => InstanceState::Unreachable,
+    };
+    // The lease that made it, or one that is bound to it: together with the environment one owner of the slot.
+    let lease_is_open = held.leases().iter().any(|lease| {
+        let is_bound = environment.bound_lease().is_some_and(|bound| Some(&bound.uid) == lease.uid().as_ref());
+        let is_origin = lease.uid().as_ref() == Some(&origin.lease_uid);
+        lease.phase().is_open() && (is_bound || is_origin || (lease.spec.environment_id == *id && lease.place().is_some()))
+    });
+    Observed {
+        environment,
+        lease_is_open,
+        instance,
+        word: held.inventories.word(&origin.instance, id),
+        now: Timestamp::now(),
+    }
+}
+
+/// The status with the plan's conditions.
+fn described(environment: &SuspendedEnvironment, plan: &plan::Plan) -> SuspendedEnvironmentStatus {
+    let mut status = environment.status.clone().unwrap_or_default();
+    describe(&mut status, environment.metadata.generation, &plan.findings);
+    status
+}
+
+/// Puts findings into a status.
+pub fn describe(
+    status: &mut SuspendedEnvironmentStatus,
+    generation: Option<i64>,
+    findings: &[condition::Finding],
+) {
+    // Stalled is there only while it is true, as kstatus reads it.
+    if !findings.iter().any(|finding| finding.type_ == condition::STALLED) {
+        status.conditions.retain(|known| known.type_ != condition::STALLED);
+    }
+    condition::merge(&mut status.conditions, findings, generation, Timestamp::now());
+    status.observed_generation = generation;
+}
+
+async fn step(held: &Held, environment: &SuspendedEnvironment) -> Result<(), StepError> {
+    let namespace = environment.namespace().unwrap_or_default();
+    let Some(environment) = held.shared.environments.cache.get(&namespace, &environment.name_any()) else {
+        return Ok(());
+    };
+    let plan = plan::plan(&observe(held, &environment));
+    match plan.action {
+        None => write(held, &environment, described(&environment, &plan)).await,
+        Some(action) => act(held, &environment, action).await,
+    }
+}
+
+async fn act(held: &Held, environment: &SuspendedEnvironment, action: Action) -> Result<(), StepError> {
+    let store = &held.shared.environments;
+    let events = &held.shared.events;
+    let metrics = &held.shared.metrics;
+    match action {
+        Action::Expire => {
+            let note = format!("it expired at {}", environment.expires_at());
+            store.delete(environment).await?;
+            metrics.environment(&held.name, EnvironmentOutcome::Expired);
+            events.normal(environment, "Expired", "Expire", note).await;
+        }
+        Action::Abandon => {
+            store.delete(environment).await?;
+            let note = "its job ended before it was put to sleep".to_owned();
+            events.warning(environment, "SuspendAbandoned", "Release", note).await;
+        }
+        Action::Release => {
+            let link = held.hosts.link(&environment.spec.origin.instance).ok_or(StepError::Away)?;
+            // (1)
+            link.release(&environment.spec.environment_id, true).await?;
+            held.inventories.note(&environment.spec.origin.instance, &environment.spec.environment_id, None);
+            // (2)
+            store.remove_finalizer(environment).await?;
+            metrics.environment(&held.name, EnvironmentOutcome::Released);
+        }
+        Action::ForceRelease => {
+            store.remove_finalizer(environment).await?;
+            metrics.environment(&held.name, EnvironmentOutcome::ForceReleased);
+            let note = "released by force: what it keeps on its instance is swept when that answers".to_owned();
+            events.warning(environment, "ForceReleased", "Release", note).await;
+        }
+        Action::Unbind => unbind(held, environment).await?,
+        Action::Refreeze => refreeze(held, environment).await?,
+    }
+    Ok(())
+}
+
+/// The job that used it is gone without a word: back to sleep, its expiry as it was.
+async fn unbind(held: &Held, environment: &SuspendedEnvironment) -> Result<(), StepError> {
+    if held.hosts.link(&environment.spec.origin.instance).is_some() {
+        refreeze(held, environment).await?;
+    }
+    let mut status = environment.status.clone().unwrap_or_default();
+    status.phase = Some(Phase::Suspended);
+    status.tier = Some(Tier::Hot);
+    status.bound_lease = None;
+    status.last_accident = Some("the job that used it ended without letting go of it".to_owned());
+    write(held, environment, status).await
+}
+
+async fn refreeze(held: &Held, environment: &SuspendedEnvironment) -> Result<(), StepError> {
+    let instance = &environment.spec.origin.instance;
+    let id = &environment.spec.environment_id;
+    let link = held.hosts.link(instance).ok_or(StepError::Away)?;
+    let listed = link.list().await?;
+    let Some(found) = listed.iter().find(|listed| listed.environment.environment == *id) else {
+        held.inventories.note(instance, id, None);
+        return Ok(());
+    };
+    let job = JobPath { environment: id.clone(), job_id: found.environment.job_id };
+    if found.jobs.iter().any(|status| status.record.job_id == job.job_id && status.alive) {
+        link.cancel(&job, false).await?;
+    }
+    link.suspend(&job).await?;
+    held.inventories.note(instance, id, Some(HostWord::Asleep));
+    Ok(())
+}
+
+async fn write(
+    held: &Held,
+    environment: &SuspendedEnvironment,
+    status: SuspendedEnvironmentStatus,
+) -> Result<(), StepError> {
+    let mut next = environment.clone();
+    next.status = Some(status);
+    match held.shared.environments.replace_status(&next).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_conflict(&error) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

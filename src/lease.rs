@@ -1,0 +1,365 @@
+//! One job, from its lease to its report.
+//!
+//! [`drive`] takes an open lease at whatever point it stands and brings it to its end. It is the same for a new
+//! lease and for one of an earlier holder: each step looks at what is durable and goes on from there.
+//!
+//! | write | death after it: who finishes |
+//! | --- | --- |
+//! | (1) JobLease, (2) payload Secrets | `pool::intake` | the next holder drives the lease; without (2) it is closed |
+//! | (3) environment bound, on a resume | the next holder finds itself bound and goes on |
+//! | (4) status Assigned: instance and slot | the next holder confirms and starts there; starting twice is once |
+//! | (5) GitLab: running | said again; GitLab takes it from the same manager |
+//! | (6) host: start | the host has the job; starting again attaches |
+//! | (7) status Running | the next holder attaches, and never starts again |
+//! | (8) suspend, see `suspend` | |
+//! | (9) host: seal | the log is complete; sealing again changes nothing |
+//! | (10) GitLab: log and final update | said again; GitLab answers that it knows, or that the job is over |
+//! | (11) host: release, of an environment that is not kept | done again; the sweep finds what is left |
+//! | (12) status Reported | the Secrets are deleted by the next holder when it lets the lease go |
+//! | (13) Secrets deleted, (14) finalizer, (15) lease deleted | the next holder's collection |
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use tokio::time::Instant;
+
+use crate::api::job_lease::{JobLeaseStatus, LeasePhase};
+use crate::api::{JobLease, condition};
+use crate::gitlab::client::JobCredentials;
+use crate::gitlab::reason::FailureReason;
+use crate::gitlab::support;
+use crate::gitlab::wire::JobPayload;
+use crate::host::link::{JobPath, LinkError};
+use crate::kube_ext::is_conflict;
+use crate::pool::Held;
+use crate::pool::settings::Settings;
+use crate::telemetry::LeaseOutcome;
+
+pub mod acquire;
+pub mod conversation;
+pub mod order;
+pub mod payload;
+pub mod record;
+pub mod resume;
+pub mod run;
+pub mod suspend;
+pub mod tail;
+
+use acquire::Acquired;
+use conversation::{Confirmation, Conversation};
+use record::{Ending, Step};
+
+/// First and longest pause between two attempts at a lease.
+const RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
+
+/// Why an attempt at a lease ended before the lease did. The lease stays as it is; another attempt follows.
+#[derive(Debug, thiserror::Error)]
+pub enum DriveError {
+    /// The API server refused or could not be asked.
+    #[error("the API server: {0}")]
+    Kubernetes(#[from] kube::Error),
+    /// The payload could not be read now.
+    #[error("the payload: {0}")]
+    Payload(#[from] payload::PayloadError),
+    /// The host refused or could not be asked.
+    #[error("the host: {0}")]
+    Host(#[from] LinkError),
+    /// The pool's settings are not there yet.
+    #[error("the pool's settings are not known yet")]
+    NoSettings,
+    /// The lease is gone from the API server.
+    #[error("the lease is gone")]
+    Gone,
+    /// The log on the host does not continue what was read of it.
+    #[error(transparent)]
+    Gap(#[from] crate::gitlab::trace::Gap),
+}
+
+/// A job with everything that is needed to bring it to its end.
+pub struct Driver {
+    held: Arc<Held>,
+    settings: Arc<Settings>,
+    lease: Arc<JobLease>,
+    job: JobPayload,
+    conversation: Conversation,
+    /// When this process began to drive it; for the first-byte metric only.
+    began: Instant,
+}
+
+/// Brings an open lease to its end, however often that takes.
+pub async fn drive(held: &Arc<Held>, lease: Arc<JobLease>) {
+    let mut pause = RETRY;
+    let (namespace, name) = (held.namespace.clone(), lease.name_any());
+    if lease.status.is_some() {
+        held.shared.metrics.lease(&held.name, LeaseOutcome::Recovered);
+        tracing::info!(pool = held.name, job = lease.spec.job_id, phase = ?lease.phase(), "lease taken over");
+        if lease.place().is_some() {
+            let note = format!("the job is attached to by {}", held.shared.identity);
+            held.shared.events.normal(lease.as_ref(), "JobReattached", "Attach", note).await;
+        }
+    }
+    loop {
+        let Some(lease) = held.shared.leases.cache.get(&namespace, &name) else { return };
+        if !lease.phase().is_open() {
+            return;
+        }
+        match attempt(held, lease).await {
+            Ok(()) | Err(DriveError::Gone) => return,
+            Err(error) => tracing::warn!(pool = held.name, lease = name, %error, "the lease is tried again"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_RETRY);
+    }
+}
+
+async fn attempt(held: &Arc<Held>, lease: Arc<JobLease>) -> Result<(), DriveError> {
+    let settings = held.settings().ok_or(DriveError::NoSettings)?;
+    let job = match payload::load(&held.shared, &lease).await {
+        Ok(job) => job,
+        Err(payload::PayloadError::Kubernetes(error)) => return Err(error.into()),
+        Err(error) => return close_without_payload(held, &lease, &error.to_string()).await,
+    };
+    let conversation = Conversation::new(settings.gitlab.clone(), JobCredentials::of(&job), job.features.clone());
+    let mut driver =
+        Driver { held: Arc::clone(held), settings, lease, job, conversation, began: Instant::now() };
+    driver.bring_to_end().await
+}
+
+/// A lease whose job can never be run or reported: the token went with the payload.
+async fn close_without_payload(held: &Held, lease: &Arc<JobLease>, why: &str) -> Result<(), DriveError> {
+    tracing::error!(pool = held.name, lease = lease.name_any(), why, "the lease is closed without its payload");
+    held.shared.events.warning(lease.as_ref(), "PayloadMissing", "Close", why.to_owned()).await;
+    let ending = Ending::without_run(Some(FailureReason::RunnerSystemFailure), why);
+    record_step(held, lease, &Step::Failed(ending)).await?;
+    Ok(())
+}
+
+impl Driver {
+    async fn bring_to_end(&mut self) -> Result<(), DriveError> {
+        // A text of ours was being written when an earlier holder died: nothing else can come any more.
+        if let Some(offset) = self.status().tail_offset {
+            let message = self.status().message.unwrap_or_default();
+            return self.end_with_tail(Some(offset), self.system_or_resume_reason(), &message).await;
+        }
+        if self.lease.place().is_none() {
+            if let Some(why) = support::unsupported(&self.job) {
+                return self.refuse(FailureReason::RunnerConfigurationError, &why).await;
+            }
+            match acquire::acquire(self).await? {
+                Acquired::Slot => {}
+                Acquired::Refused { reason, message } => return self.refuse(reason, &message).await,
+                Acquired::GivenBack => {
+                    let message = "no slot was free in time; the job was given back to GitLab";
+                    self.held
+                        .shared
+                        .events
+                        .warning(self.lease.as_ref(), "GivenBack", "Acquire", message.to_owned())
+                        .await;
+                    let ending = Ending::without_run(None, message);
+                    return self.close(Step::Failed(ending)).await;
+                }
+                Acquired::Canceled => return self.end_canceled().await,
+                Acquired::Gone => return self.end_gone().await,
+            }
+        }
+        match self.conversation.confirm().await {
+            Confirmation::Confirmed => run::run(self).await,
+            Confirmation::Canceled if self.lease.phase() == LeasePhase::Assigned => self.end_canceled().await,
+            Confirmation::Canceled => run::run(self).await,
+            Confirmation::Gone => run::abandon(self).await,
+        }
+    }
+
+    /// The job cannot be run: GitLab is told why, in the log and as a reason.
+    async fn refuse(&mut self, reason: FailureReason, message: &str) -> Result<(), DriveError> {
+        tracing::info!(pool = self.held.name, job = self.job.id, message, "the job is refused");
+        self.held.settle_reservation(&self.lease.name_any());
+        match self.conversation.confirm().await {
+            Confirmation::Confirmed => {}
+            Confirmation::Canceled => return self.end_canceled().await,
+            Confirmation::Gone => return self.end_gone().await,
+        }
+        self.end_with_tail(None, reason, message).await
+    }
+
+    /// Ends the job with a text of ours after the bytes GitLab has.
+    async fn end_with_tail(
+        &mut self,
+        recorded: Option<u64>,
+        reason: FailureReason,
+        message: &str,
+    ) -> Result<(), DriveError> {
+        let host_had_log = self.lease.place().is_some();
+        let offset = match recorded {
+            Some(offset) => offset,
+            None => {
+                let text = tail::text(message);
+                let offset = if host_had_log { self.conversation.log_size(&text).await } else { Some(0) };
+                let Some(offset) = offset else { return self.end_gone().await };
+                self.record(&Step::Tail { offset, message: message.to_owned() }).await?;
+                offset
+            }
+        };
+        let text = tail::text(message);
+        let size = tail::write(&self.settings, self.conversation.credentials(), offset, &text).await;
+        let Some(size) = size else { return self.end_gone().await };
+        // With the host lost nobody can say what the whole log is: no checksum is claimed.
+        let log = (offset == 0).then(|| (size, crc32fast::hash(text.as_bytes())));
+        let ending = Ending::without_run(Some(reason), message);
+        self.report(ending, log, None).await
+    }
+
+    /// Tells GitLab the result and closes the lease.
+    async fn report(
+        &mut self,
+        ending: Ending,
+        log: Option<(u64, u32)>,
+        environment_key: Option<String>,
+    ) -> Result<(), DriveError> {
+        let failure = ending.failure;
+        let exit_code = ending.exit_code.unwrap_or_default();
+        if !self.conversation.tell_once(failure, exit_code, log, environment_key.as_deref()).await {
+            // GitLab is away or storing the log: the result is written down before the longer wait.
+            self.record(&Step::Finalizing(ending.clone())).await?;
+            self.conversation.tell(failure, exit_code, log, environment_key.as_deref()).await;
+        }
+        let step = match self.conversation.verdict() {
+            conversation::Verdict::Taken | conversation::Verdict::Gone => Step::Reported(ending),
+            conversation::Verdict::LogInvalid | conversation::Verdict::Open => Step::Finalizing(ending),
+            conversation::Verdict::Refused => {
+                self.held.shared.metrics.lease(&self.held.name, LeaseOutcome::ReportRefused);
+                let note = "GitLab refuses the job's result in every form".to_owned();
+                self.held.shared.events.warning(self.lease.as_ref(), "ReportRefused", "Report", note).await;
+                Step::Failed(ending)
+            }
+        };
+        self.close(step).await
+    }
+
+    /// Closes the lease and lets go of what it kept.
+    async fn close(&mut self, step: Step) -> Result<(), DriveError> {
+        let reason = match &step {
+            Step::Reported(ending) | Step::Failed(ending) | Step::Finalizing(ending) => ending.failure,
+            Step::Assigned { .. } | Step::Running | Step::Tail { .. } => None,
+        };
+        resume::let_go(self).await?;
+        self.held.settle_reservation(&self.lease.name_any());
+        // (12)
+        self.record(&step).await?;
+        // (13)
+        payload::delete(&self.held.shared, &self.lease).await?;
+        let took = Timestamp::now().duration_since(self.lease.spec.accepted_at.0);
+        let took = Duration::try_from(took).unwrap_or(Duration::ZERO);
+        self.held.shared.metrics.job_reported(&self.held.name, reason.map(FailureReason::as_str), took);
+        tracing::info!(
+            pool = self.held.name,
+            job = self.job.id,
+            failure = reason.map(FailureReason::as_str),
+            seconds = took.as_secs_f64(),
+            "job finished"
+        );
+        Ok(())
+    }
+
+    /// The job was canceled before anything of it ran.
+    async fn end_canceled(&mut self) -> Result<(), DriveError> {
+        let ending = Ending::without_run(Some(FailureReason::JobCanceled), "canceled before it started");
+        self.report(ending, None, None).await
+    }
+
+    /// GitLab does not want the job any more: nothing is said, everything is let go.
+    async fn end_gone(&mut self) -> Result<(), DriveError> {
+        self.held.shared.metrics.lease(&self.held.name, LeaseOutcome::Gone);
+        let ending = Ending::without_run(None, "GitLab does not want the job any more");
+        self.close(Step::Reported(ending)).await
+    }
+
+    /// Writes a step into the lease's status.
+    async fn record(&mut self, step: &Step) -> Result<(), DriveError> {
+        self.lease = record_step(&self.held, &self.lease, step).await?;
+        Ok(())
+    }
+
+    fn status(&self) -> JobLeaseStatus {
+        self.lease.status.clone().unwrap_or_default()
+    }
+
+    fn path(&self) -> JobPath {
+        JobPath { environment: self.lease.spec.environment_id.clone(), job_id: self.lease.spec.job_id }
+    }
+
+    /// The reason for an end without a run: a resume that could not be had has one of its own.
+    fn system_or_resume_reason(&self) -> FailureReason {
+        match self.lease.spec.resume_from {
+            Some(_) if self.lease.place().is_none() => FailureReason::RuntimeEnvironmentUnavailable,
+            Some(_) | None => FailureReason::RunnerSystemFailure,
+        }
+    }
+
+    /// Whether somebody deleted the lease: the job is to be stopped.
+    fn is_deleted(&self) -> bool {
+        self.held
+            .shared
+            .leases
+            .cache
+            .get(&self.held.namespace, &self.lease.name_any())
+            .is_none_or(|lease| lease.metadata.deletion_timestamp.is_some())
+    }
+}
+
+/// Writes a step into a lease's status, on top of whatever it is by now.
+async fn record_step(held: &Held, lease: &Arc<JobLease>, step: &Step) -> Result<Arc<JobLease>, DriveError> {
+    let name = lease.name_any();
+    loop {
+        let current = held.shared.leases.cache.get(&held.namespace, &name).ok_or(DriveError::Gone)?;
+        let mut next = current.as_ref().clone();
+        next.status = Some(record::after(
+            current.status.as_ref(),
+            step,
+            &held.shared.identity,
+            held.epoch(),
+            current.metadata.generation,
+            Timestamp::now(),
+        ));
+        match held.shared.leases.replace_status(&next).await {
+            Ok(written) => {
+                held.wake();
+                return Ok(written);
+            }
+            // The cache holds the newer version now.
+            Err(error) if is_conflict(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// When a lease came to its end.
+pub fn ended_at(status: &JobLeaseStatus) -> Option<Timestamp> {
+    status
+        .conditions
+        .iter()
+        .find(|known| known.type_ == condition::FINISHED && known.status == "True")
+        .map(|known| known.last_transition_time.0)
+}
+
+/// Deletes a lease that is over, with its Secrets.
+pub async fn let_go(held: &Held, lease: &JobLease) {
+    let result = async {
+        payload::delete(&held.shared, lease).await?;
+        // (14), (15): deleted first, the finalizer after, so that a death between them is seen as a deletion.
+        if lease.metadata.deletion_timestamp.is_none() {
+            held.shared.leases.delete(lease).await?;
+        }
+        let current = held.shared.leases.cache.get(&held.namespace, &lease.name_any());
+        match current {
+            Some(current) => held.shared.leases.remove_finalizer(&current).await,
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = result.await {
+        tracing::warn!(pool = held.name, lease = lease.name_any(), %error, "a finished lease was not deleted yet");
+    }
+}

@@ -1,0 +1,103 @@
+//! Waiting for a slot: the planner's reservation for a plain job, the environment's own slot for a resume.
+
+use tokio::time::Instant;
+
+use super::conversation::Waiting;
+use super::record::Step;
+use super::resume::{self, Look};
+use super::{DriveError, Driver};
+use crate::api::duration;
+use crate::gitlab::reason::FailureReason;
+
+/// What came of waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acquired {
+    /// The lease's status names a slot.
+    Slot,
+    /// The job is refused.
+    Refused {
+        /// Why, for GitLab.
+        reason: FailureReason,
+        /// Why, for people.
+        message: String,
+    },
+    /// The time was over and GitLab gives the job to somebody else by itself.
+    GivenBack,
+    /// The job was canceled.
+    Canceled,
+    /// GitLab does not want the job any more.
+    Gone,
+}
+
+/// Waits until the lease has a slot.
+pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
+    let deadline = deadline(driver);
+    let mut turns = driver.held.turns();
+    let mut waiting_for = "a free slot".to_owned();
+    loop {
+        turns.borrow_and_update();
+        if driver.is_deleted() {
+            return Ok(Acquired::Canceled);
+        }
+        let slot = if driver.lease.spec.resume_from.is_some() {
+            match resume::look(driver).await? {
+                Look::Bound(slot) => Some(slot),
+                Look::Wait(on) => {
+                    waiting_for = on;
+                    None
+                }
+                Look::Refused(message) => {
+                    let reason = FailureReason::RuntimeEnvironmentUnavailable;
+                    return Ok(Acquired::Refused { reason, message });
+                }
+            }
+        } else {
+            driver.held.reservation(&kube::ResourceExt::name_any(driver.lease.as_ref()))
+        };
+        if let Some(slot) = slot {
+            // (4)
+            driver.record(&Step::Assigned { instance: slot.instance, slot: slot.index }).await?;
+            driver.held.settle_reservation(&kube::ResourceExt::name_any(driver.lease.as_ref()));
+            return Ok(Acquired::Slot);
+        }
+        let keep_alive_at = driver.conversation.keep_alive_at();
+        tokio::select! {
+            // The sender lives in `held`: waiting cannot fail.
+            _ = turns.changed() => {}
+            () = tokio::time::sleep_until(keep_alive_at) => match driver.conversation.waiting().await {
+                Waiting::Acknowledged | Waiting::Legacy | Waiting::Unknown => {}
+                Waiting::Canceled => return Ok(Acquired::Canceled),
+                Waiting::Gone => return Ok(Acquired::Gone),
+            },
+            () = tokio::time::sleep_until(deadline) => return Ok(out_of_time(driver, &waiting_for).await),
+        }
+    }
+}
+
+fn deadline(driver: &Driver) -> Instant {
+    let limit = duration::std(driver.settings.spec.instance_acquire_timeout);
+    let waited = jiff::Timestamp::now().duration_since(driver.lease.spec.accepted_at.0);
+    let waited = std::time::Duration::try_from(waited).unwrap_or_default();
+    Instant::now() + limit.saturating_sub(waited)
+}
+
+/// A server that still counts the job as waiting gives it to somebody else when we fall silent; any other has to
+/// be told that it failed. A resume can go nowhere else: it is always told.
+async fn out_of_time(driver: &mut Driver, waiting_for: &str) -> Acquired {
+    let limit = duration::std(driver.settings.spec.instance_acquire_timeout);
+    let message = format!(
+        "no slot within {} s (spec.instanceAcquireTimeout): waited for {waiting_for}",
+        limit.as_secs()
+    );
+    if driver.lease.spec.resume_from.is_some() {
+        return Acquired::Refused { reason: FailureReason::RuntimeEnvironmentUnavailable, message };
+    }
+    match driver.conversation.waiting().await {
+        Waiting::Acknowledged => Acquired::GivenBack,
+        Waiting::Legacy | Waiting::Unknown => {
+            Acquired::Refused { reason: FailureReason::RunnerSystemFailure, message }
+        }
+        Waiting::Canceled => Acquired::Canceled,
+        Waiting::Gone => Acquired::Gone,
+    }
+}

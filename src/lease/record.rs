@@ -1,0 +1,175 @@
+//! The lease's status: who writes it, when, and what it says.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::api::condition::{
+    self, ACCEPTED, FINISHED, Finding, INSTANCE_READY, READY, REPORTED, STARTED, Status,
+};
+use crate::api::job_lease::{JobLeaseStatus, LeasePhase};
+use crate::gitlab::reason::FailureReason;
+use crate::spool::record::JobRecord;
+
+/// A step in a lease's life that its status tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// It holds a slot. Written before anything is started there.
+    Assigned {
+        /// Instance name.
+        instance: String,
+        /// Slot index.
+        slot: u32,
+    },
+    /// The supervisor runs the job. From now on it is never started again, only attached to.
+    Running,
+    /// The end of the log is written by the operator, from this offset.
+    Tail {
+        /// Bytes GitLab had.
+        offset: u64,
+        /// Why.
+        message: String,
+    },
+    /// GitLab cannot be told yet.
+    Finalizing(Ending),
+    /// GitLab has the result, or wants none.
+    Reported(Ending),
+    /// GitLab refuses the result, or there is none to tell.
+    Failed(Ending),
+}
+
+/// How a lease ends.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ending {
+    /// Exit code of the script.
+    pub exit_code: Option<i32>,
+    /// Why it failed.
+    pub failure: Option<FailureReason>,
+    /// One sentence.
+    pub message: String,
+    /// When the script began, by the host's clock.
+    pub started_at: Option<Timestamp>,
+    /// When the last stage ended, by the host's clock.
+    pub finished_at: Option<Timestamp>,
+}
+
+impl Ending {
+    /// The ending that a record on the host tells.
+    pub fn of(record: &JobRecord) -> Self {
+        let result = record.result.as_ref();
+        Self {
+            exit_code: result.map(|result| result.exit_code),
+            failure: result.and_then(|result| FailureReason::of(result.outcome)),
+            message: result.map(|result| result.message.clone()).unwrap_or_default(),
+            started_at: Some(record.started_at),
+            finished_at: record.finished_at,
+        }
+    }
+
+    /// An ending without a run.
+    pub fn without_run(failure: Option<FailureReason>, message: impl Into<String>) -> Self {
+        Self { failure, message: message.into(), ..Self::default() }
+    }
+}
+
+/// The status after a step.
+pub fn after(
+    old: Option<&JobLeaseStatus>,
+    step: &Step,
+    holder: &str,
+    epoch: u64,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> JobLeaseStatus {
+    let mut status = old.cloned().unwrap_or_default();
+    status.holder = Some(holder.to_owned());
+    status.epoch = Some(epoch);
+    match step {
+        Step::Assigned { instance, slot } => {
+            status.phase = Some(LeasePhase::Assigned);
+            status.instance = Some(instance.clone());
+            status.slot = Some(*slot);
+        }
+        Step::Running => status.phase = Some(LeasePhase::Running),
+        Step::Tail { offset, message } => {
+            status.phase = Some(LeasePhase::Finalizing);
+            status.tail_offset = Some(*offset);
+            status.message = Some(message.clone());
+        }
+        Step::Finalizing(ending) => {
+            status.phase = Some(LeasePhase::Finalizing);
+            fill(&mut status, ending);
+        }
+        Step::Reported(ending) => {
+            status.phase = Some(LeasePhase::Reported);
+            fill(&mut status, ending);
+        }
+        Step::Failed(ending) => {
+            status.phase = Some(LeasePhase::Failed);
+            fill(&mut status, ending);
+        }
+    }
+    let findings = findings(&status);
+    condition::merge(&mut status.conditions, &findings, generation, now);
+    status
+}
+
+fn fill(status: &mut JobLeaseStatus, ending: &Ending) {
+    status.exit_code = ending.exit_code;
+    status.failure_reason = ending.failure.map(|reason| reason.as_str().to_owned());
+    status.message = (!ending.message.is_empty()).then(|| ending.message.clone());
+    status.started_at = ending.started_at.map(Time).or(status.started_at.clone());
+    status.finished_at = ending.finished_at.map(Time).or(status.finished_at.clone());
+}
+
+fn findings(status: &JobLeaseStatus) -> Vec<Finding> {
+    let phase = status.phase.unwrap_or(LeasePhase::Accepted);
+    let message = status.message.clone().unwrap_or_default();
+    let (placed, started, finished, reported) = match phase {
+        LeasePhase::Accepted => (false, false, false, false),
+        LeasePhase::Assigned => (true, false, false, false),
+        LeasePhase::Running => (true, true, false, false),
+        LeasePhase::Finalizing => (status.instance.is_some(), true, true, false),
+        LeasePhase::Reported => (status.instance.is_some(), true, true, true),
+        LeasePhase::Failed => (status.instance.is_some(), false, true, false),
+    };
+    let ready = match phase {
+        LeasePhase::Accepted | LeasePhase::Assigned => {
+            Finding::new(READY, Status::Unknown, "Waiting", "the job has not started yet")
+        }
+        LeasePhase::Running => Finding::new(READY, true, "Running", "the supervisor runs the job"),
+        LeasePhase::Finalizing => Finding::new(READY, true, "Finalizing", "GitLab is being told the result"),
+        LeasePhase::Reported => Finding::new(READY, true, "Reported", "GitLab has the result"),
+        LeasePhase::Failed => Finding::new(READY, false, "Failed", message),
+    };
+    let said = |type_, holds: bool, yes: &'static str, no: &'static str| {
+        Finding::new(type_, holds, if holds { yes } else { no }, "")
+    };
+    vec![
+        ready,
+        said(ACCEPTED, true, "Durable", "NotDurable"),
+        said(INSTANCE_READY, placed, "SlotAssigned", "NoSlot"),
+        said(STARTED, started, "Started", "NotStarted"),
+        said(FINISHED, finished, "Finished", "NotFinished"),
+        said(REPORTED, reported, "Reported", "NotReported"),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(5).unwrap()
+    }
+
+    #[test]
+    fn a_step_keeps_what_earlier_ones_said() {
+        let assigned = Step::Assigned { instance: "a".into(), slot: 1 };
+        let first = after(None, &assigned, "me", 3, None, now());
+        let second = after(Some(&first), &Step::Running, "you", 4, None, now());
+        assert_eq!((second.instance.as_deref(), second.slot), (Some("a"), Some(1)));
+        assert_eq!((second.holder.as_deref(), second.epoch), (Some("you"), Some(4)));
+        assert!(condition::is_true(&second.conditions, STARTED));
+        assert!(!condition::is_true(&second.conditions, REPORTED));
+    }
+}

@@ -1,0 +1,177 @@
+//! Resuming: from the key a job names to the slot its environment owns, and letting go of it again.
+//!
+//! Writes: (3) the environment's status names the lease and says Resuming. Death after it: the next holder finds
+//! itself bound. Letting go: the status names no lease and says Suspended (an accident), or the object is deleted
+//! (the script ended and nothing asked for another sleep).
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+
+use super::{DriveError, Driver};
+use crate::api::SuspendedEnvironment;
+use crate::api::runner_pool::SuspensionMode;
+use crate::api::suspended_environment::{BoundLease, Phase, SuspendedEnvironmentStatus, Tier, object_name};
+use crate::environment::check::{self, Refusal, Resumer, Verdict};
+use crate::environment::{self, plan};
+use crate::host::link::Link;
+use crate::kube_ext::is_conflict;
+use crate::pool::slots::Slot;
+use crate::spool::order::ResumeOrder;
+use crate::telemetry::EnvironmentOutcome;
+
+/// What a look at the environment a job names comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Look {
+    /// It is bound to the lease; this is its slot.
+    Bound(Slot),
+    /// Not yet.
+    Wait(String),
+    /// No.
+    Refused(String),
+}
+
+/// Looks at the environment a job names and binds it if it may be.
+pub async fn look(driver: &Driver) -> Result<Look, DriveError> {
+    match try_bind(driver).await? {
+        Ok(look) => Ok(look),
+        Err(refusal) => {
+            let held = &driver.held;
+            held.shared.metrics.environment(&held.name, EnvironmentOutcome::ResumeRefused);
+            let message = format!("the environment cannot be resumed: {refusal}");
+            held.shared.events.warning(driver.lease.as_ref(), "ResumeRefused", refusal.reason(), message.clone()).await;
+            Ok(Look::Refused(message))
+        }
+    }
+}
+
+async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> {
+    let held = &driver.held;
+    if driver.settings.spec.suspension.mode == SuspensionMode::Disabled {
+        return Ok(Err(Refusal::SwitchedOff));
+    }
+    let text = driver.lease.spec.resume_from.as_deref().unwrap_or_default();
+    let key = match check::key(text, &driver.settings.identity) {
+        Ok(key) => key,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let name = object_name(&held.name, key.environment.as_str());
+    let found = held.shared.environments.read(&held.namespace, &name).await?;
+    let leases = held.leases();
+    let open: Vec<&crate::api::JobLease> =
+        leases.iter().filter(|lease| lease.phase().is_open()).map(AsRef::as_ref).collect();
+    let job = Resumer {
+        lease_uid: driver.lease.uid().unwrap_or_default(),
+        project_id: driver.job.job_info.project_id,
+        protected: driver.job.is_protected(),
+    };
+    let identity = &driver.settings.identity;
+    let verdict = check::environment(found.as_deref(), &open, identity, &job, Timestamp::now());
+    let Some(found) = found else { return Ok(Err(Refusal::Unknown)) };
+    let slot = slot_of(&found);
+    match verdict {
+        Verdict::Refuse(refusal) => return Ok(Err(refusal)),
+        Verdict::Wait => return Ok(Ok(Look::Wait("the job that uses the environment to end".to_owned()))),
+        Verdict::Bound => return Ok(Ok(Look::Bound(slot))),
+        Verdict::Bind => {}
+    }
+    let Some(link) = held.hosts.link(&slot.instance) else {
+        return Ok(Ok(Look::Wait(format!("instance {}, where the environment sleeps, to answer", slot.instance))));
+    };
+    if !host_knows(&link, &found).await? {
+        return Ok(Err(Refusal::UnknownToHost));
+    }
+    // (3)
+    let mut status = found.status.clone().unwrap_or_default();
+    status.phase = Some(Phase::Resuming);
+    status.bound_lease = Some(BoundLease { name: driver.lease.name_any(), uid: job.lease_uid });
+    Ok(Ok(match write(driver, &found, status).await {
+        Ok(()) => Look::Bound(slot),
+        Err(DriveError::Kubernetes(error)) if is_conflict(&error) => Look::Wait("the environment".to_owned()),
+        Err(error) => return Err(error),
+    }))
+}
+
+/// Whether the host's own record says the same as the object: an object made by hand proves nothing.
+async fn host_knows(link: &Link, environment: &SuspendedEnvironment) -> Result<bool, DriveError> {
+    let listed = link.list().await?;
+    Ok(listed.iter().any(|listed| {
+        let record = &listed.environment;
+        record.environment == environment.spec.environment_id
+            && record.project_id == environment.spec.origin.project_id
+            && record.workspace == environment.spec.workspace_path
+            && record.slot == environment.spec.origin.slot
+    }))
+}
+
+fn slot_of(environment: &SuspendedEnvironment) -> Slot {
+    let origin = &environment.spec.origin;
+    Slot { instance: origin.instance.clone(), index: origin.slot }
+}
+
+/// The environment bound to the lease, if there is one.
+pub fn bound(driver: &Driver) -> Option<std::sync::Arc<SuspendedEnvironment>> {
+    let uid = driver.lease.uid();
+    let environments = driver.held.environments();
+    environments
+        .into_iter()
+        .find(|known| known.bound_lease().is_some_and(|bound| Some(&bound.uid) == uid.as_ref()))
+}
+
+/// What the supervisor is told of the environment to wake.
+pub fn order(environment: &SuspendedEnvironment) -> ResumeOrder {
+    let status = environment.status.clone().unwrap_or_default();
+    ResumeOrder {
+        key: status.environment_key.unwrap_or_default(),
+        project_id: environment.spec.origin.project_id,
+        workspace: environment.spec.workspace_path.clone(),
+    }
+}
+
+/// Says that the job runs in it.
+pub async fn in_use(driver: &Driver) -> Result<(), DriveError> {
+    let Some(found) = bound(driver) else { return Ok(()) };
+    if found.phase() == Phase::InUse {
+        return Ok(());
+    }
+    let mut status = found.status.clone().unwrap_or_default();
+    status.phase = Some(Phase::InUse);
+    status.last_resumed_at = Some(Time(Timestamp::now()));
+    write(driver, &found, status).await?;
+    driver.held.shared.metrics.environment(&driver.held.name, EnvironmentOutcome::Resumed);
+    let note = format!("resumed by job {}", driver.job.id);
+    driver.held.shared.events.normal(found.as_ref(), "Resumed", "Resume", note).await;
+    Ok(())
+}
+
+/// Back to sleep after an end that was not the script's own: an accident never destroys an environment.
+pub async fn back_to_sleep(driver: &Driver, why: &str) -> Result<(), DriveError> {
+    let Some(found) = bound(driver) else { return Ok(()) };
+    let mut status = found.status.clone().unwrap_or_default();
+    status.phase = Some(Phase::Suspended);
+    status.tier = Some(Tier::Hot);
+    status.bound_lease = None;
+    status.last_accident = Some(format!("job {}: {why}", driver.job.id));
+    write(driver, &found, status).await
+}
+
+/// A lease that closes lets go of whatever it is still bound to.
+pub async fn let_go(driver: &Driver) -> Result<(), DriveError> {
+    if bound(driver).is_some() { back_to_sleep(driver, "it ended before its script did").await } else { Ok(()) }
+}
+
+/// Writes an environment's status with the conditions that follow from it.
+pub async fn write(
+    driver: &Driver,
+    environment: &SuspendedEnvironment,
+    status: SuspendedEnvironmentStatus,
+) -> Result<(), DriveError> {
+    let mut next = environment.clone();
+    next.status = Some(status);
+    let findings = plan::findings(&environment::observe(&driver.held, &next));
+    if let Some(status) = next.status.as_mut() {
+        environment::describe(status, environment.metadata.generation, &findings);
+    }
+    driver.held.shared.environments.replace_status(&next).await?;
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! Putting an environment to sleep at the end of a job.
+//!
+//! Writes, each finished and not repeated by the next holder, which comes here again because the job on the host
+//! says that a suspend is due:
+//! (8a) the SuspendedEnvironment, owner of the slot from now on; of a resumed one, its expiry stamped anew;
+//! (8b) host: suspend, which freezes processes and records context and owner; done twice it is done once;
+//! (8c) its status: Suspended, tier Hot, the key, no lease bound.
+//! After that the log line and the report, with the key, follow as for any job.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+use kube::core::ObjectMeta;
+use serde_json::json;
+
+use super::order::SuspensionWish;
+use super::{DriveError, Driver, resume};
+use crate::api::key::{EnvironmentId, EnvironmentKey};
+use crate::api::suspended_environment::{
+    Origin, Phase, ScriptOutcome, SuspendedEnvironmentSpec, Tier, object_name,
+};
+use crate::api::{SuspendedEnvironment, duration, labels};
+use crate::environment::limits::{self, Limits, OverLimit, Population};
+use crate::environment::plan::HostWord;
+use crate::host::link::Link;
+use crate::kube_ext::is_refusal;
+use crate::spool::record::{EnvironmentRecord, JobRecord, ScriptEnd};
+use crate::telemetry::EnvironmentOutcome;
+
+/// What came of a suspend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Suspended {
+    /// It sleeps under this key.
+    Asleep(String),
+    /// It does not: why, for the log.
+    Failed(String),
+    /// Somebody deleted it while the job ran: the trigger is ignored.
+    Deleted,
+}
+
+/// The line that announces a suspend which the limits will refuse, if they will.
+pub fn announcement(driver: &Driver, wish: SuspensionWish) -> Option<String> {
+    if !(wish.plan.on_success || wish.plan.on_failure) || driver.lease.spec.resume_from.is_some() {
+        return None;
+    }
+    admit(driver)
+        .err()
+        .map(|over| format!("this job asks for its environment to be suspended, which would be refused now: {over}"))
+}
+
+fn admit(driver: &Driver) -> Result<(), OverLimit> {
+    let spec = &driver.settings.spec;
+    let others: Vec<_> = driver
+        .held
+        .environments()
+        .into_iter()
+        .filter(|known| known.spec.environment_id != driver.lease.spec.environment_id)
+        .collect();
+    let project = driver.lease.spec.project_id;
+    let of_project = others.iter().filter(|known| known.spec.origin.project_id == project).count();
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    limits::admit(
+        Population { all: count(others.len()), of_project: count(of_project) },
+        Limits {
+            slots: spec.total_slots(),
+            floor: spec.slot_floor(),
+            max_environments: spec.suspension.limits.max_environments,
+            max_per_project: spec.suspension.limits.max_per_project,
+        },
+    )
+}
+
+/// Puts the environment to sleep.
+pub async fn suspend(driver: &Driver, link: &Link, record: &JobRecord) -> Result<Suspended, DriveError> {
+    let began = std::time::Instant::now();
+    let environment = {
+        let _turn = driver.held.suspend_turn.lock().await;
+        match reserve(driver, link, record).await? {
+            Ok(environment) => environment,
+            Err(ended) => return Ok(ended),
+        }
+    };
+    // (8b)
+    let kept = match link.suspend(&driver.path()).await {
+        Ok(kept) => kept,
+        Err(error) if error.is_lost() => return Err(error.into()),
+        Err(error) => return abandon(driver, &environment, &error.to_string()).await.map(Suspended::Failed),
+    };
+    let instance = &environment.spec.origin.instance;
+    driver.held.inventories.note(instance, &environment.spec.environment_id, Some(HostWord::Asleep));
+    // (8c)
+    let key = key(driver);
+    write_asleep(driver, &environment, &kept, &key).await?;
+    driver.held.shared.metrics.suspended(&driver.held.name, began.elapsed());
+    let note = format!("suspended by job {} on {instance}", driver.job.id);
+    driver.held.shared.events.normal(environment.as_ref(), "Suspended", "Suspend", note).await;
+    Ok(Suspended::Asleep(key))
+}
+
+/// (8a): the object that owns the slot from now on.
+async fn reserve(
+    driver: &Driver,
+    link: &Link,
+    record: &JobRecord,
+) -> Result<Result<std::sync::Arc<SuspendedEnvironment>, Suspended>, DriveError> {
+    let held = &driver.held;
+    let name = object_name(&held.name, &driver.lease.spec.environment_id);
+    if let Some(known) = held.shared.environments.read(&held.namespace, &name).await? {
+        if known.metadata.deletion_timestamp.is_some() {
+            return Ok(Err(Suspended::Deleted));
+        }
+        if known.phase() == Phase::Suspending {
+            return Ok(Ok(known));
+        }
+        // A resumed environment sleeps again, its time stamped anew; a bound one only, or this was done already.
+        if known.bound_lease().is_none() {
+            return Ok(Ok(known));
+        }
+        let (expires_at, not_after) = times(driver);
+        let patch = json!({ "spec": { "expiresAt": expires_at, "notAfter": not_after } });
+        return Ok(Ok(held.shared.environments.merge(&known, &patch).await?));
+    }
+    if driver.lease.spec.resume_from.is_some() {
+        return Ok(Err(Suspended::Deleted));
+    }
+    if let Err(over) = admit(driver) {
+        held.shared.metrics.environment(&held.name, EnvironmentOutcome::SuspendFailed);
+        return Ok(Err(Suspended::Failed(over.to_string())));
+    }
+    let Some(workspace) = workspace(driver, link).await? else {
+        return Ok(Err(Suspended::Failed("the host has no record of the environment".to_owned())));
+    };
+    let wanted = object(driver, record, &name, workspace);
+    match held.shared.environments.create(&held.namespace, &wanted).await {
+        Ok((created, _)) => Ok(Ok(created)),
+        Err(error) if is_refusal(&error) => Ok(Err(Suspended::Failed(error.to_string()))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The workspace as the host recorded it: paths are the host's to say.
+async fn workspace(driver: &Driver, link: &Link) -> Result<Option<String>, DriveError> {
+    let listed = link.list().await?;
+    let own = listed.into_iter().find(|known| known.environment.environment == driver.lease.spec.environment_id);
+    Ok(own.map(|known| known.environment.workspace))
+}
+
+fn object(driver: &Driver, record: &JobRecord, name: &str, workspace_path: String) -> SuspendedEnvironment {
+    let job = &driver.job;
+    let lease = &driver.lease;
+    let (instance, slot) = lease.place().unwrap_or_default();
+    let (expires_at, not_after) = times(driver);
+    let script = record.result.as_ref().map_or(ScriptEnd::NotEnded, |result| result.script);
+    let labels = BTreeMap::from([
+        (labels::MANAGED_BY.to_owned(), labels::MANAGER.to_owned()),
+        (labels::POOL.to_owned(), driver.held.name.clone()),
+        (labels::PROJECT_ID.to_owned(), job.job_info.project_id.to_string()),
+        (labels::JOB_ID.to_owned(), job.id.to_string()),
+        (labels::ENVIRONMENT_ID.to_owned(), lease.spec.environment_id.clone()),
+    ]);
+    SuspendedEnvironment {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(driver.held.namespace.clone()),
+            labels: Some(labels),
+            finalizers: Some(vec![labels::FINALIZER.to_owned()]),
+            ..ObjectMeta::default()
+        },
+        spec: SuspendedEnvironmentSpec {
+            pool: driver.held.name.clone(),
+            pool_uid: driver.held.uid.clone(),
+            environment_id: lease.spec.environment_id.clone(),
+            expires_at,
+            not_after,
+            workspace_path,
+            origin: Origin {
+                project_id: job.job_info.project_id,
+                project_path: lease.spec.project_path.clone(),
+                ref_name: lease.spec.ref_name.clone(),
+                protected: job.is_protected(),
+                commit: job.git_info.sha.chars().take(128).collect(),
+                job_id: job.id,
+                job_name: lease.spec.job_name.clone(),
+                user_id: job.job_info.user_id,
+                outcome: match script {
+                    ScriptEnd::Success => ScriptOutcome::Succeeded,
+                    ScriptEnd::Failure | ScriptEnd::NotEnded => ScriptOutcome::Failed,
+                },
+                lease: lease.name_any(),
+                lease_uid: lease.uid().unwrap_or_default(),
+                instance: instance.to_owned(),
+                slot,
+            },
+        },
+        status: None,
+    }
+}
+
+/// Expiry and its ceiling, in whole seconds, from now.
+fn times(driver: &Driver) -> (Time, Time) {
+    let retention = &driver.settings.spec.retention;
+    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+    let after = |wait| {
+        let wait = SignedDuration::try_from(duration::std(wait)).unwrap_or(SignedDuration::MAX);
+        Time(now.checked_add(wait).unwrap_or(Timestamp::MAX))
+    };
+    (after(retention.default_ttl), after(retention.max_ttl))
+}
+
+async fn write_asleep(
+    driver: &Driver,
+    environment: &SuspendedEnvironment,
+    kept: &EnvironmentRecord,
+    key: &str,
+) -> Result<(), DriveError> {
+    let mut status = environment.status.clone().unwrap_or_default();
+    let again = status.bound_lease.take().is_some();
+    if status.phase == Some(Phase::Suspended) && !again {
+        return Ok(());
+    }
+    status.phase = Some(Phase::Suspended);
+    status.tier = Some(Tier::Hot);
+    status.environment_key = Some(key.to_owned());
+    status.revision += u32::from(again);
+    status.suspended_at = Some(Time(Timestamp::now()));
+    status.last_accident = None;
+    if let Some(context) = &kept.context {
+        status.processes = Some(context.processes);
+        status.cwd = Some(context.cwd.clone());
+    }
+    resume::write(driver, environment, status).await
+}
+
+/// The suspend failed on the host: the object goes again, and with it the claim on the slot.
+async fn abandon(
+    driver: &Driver,
+    environment: &SuspendedEnvironment,
+    why: &str,
+) -> Result<String, DriveError> {
+    driver.held.shared.metrics.environment(&driver.held.name, EnvironmentOutcome::SuspendFailed);
+    driver.held.shared.events.warning(environment, "SuspendFailed", "Suspend", why.to_owned()).await;
+    if driver.lease.spec.resume_from.is_none() {
+        driver.held.shared.environments.delete(environment).await?;
+    }
+    Ok(why.to_owned())
+}
+
+/// The environment's key.
+pub fn key(driver: &Driver) -> String {
+    let identity = &driver.settings.identity;
+    // The id was minted or checked at intake; the schema of the lease guarantees its form.
+    let environment = driver.lease.spec.environment_id.parse().unwrap_or_else(|_| EnvironmentId::from_random([0; 16]));
+    EnvironmentKey { runner_id: identity.runner_id, system_id: identity.system_id.clone(), environment }.to_string()
+}

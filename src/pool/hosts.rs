@@ -1,0 +1,238 @@
+//! The pool's hosts: one keeper task each, restarted when what it needs to know changes.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::settings::Settings;
+use crate::api::duration;
+use crate::api::runner_pool::{HostStatus, Isolation, ProxyJump, StaticHost};
+use crate::host::connection::Target;
+use crate::host::install::{Supervisors, Wanted};
+use crate::host::keeper::{self, HostOrder, HostState, RecordKey};
+use crate::host::link::{Caller, Link};
+use crate::host::trust::{self, Expected};
+
+/// The hosts of one pool while it is held.
+#[derive(Default)]
+pub struct Hosts {
+    /// Locked for lines only; taken by the pool's driver and by lease drivers that look for a link.
+    known: Mutex<BTreeMap<String, Known>>,
+}
+
+struct Known {
+    slots: u32,
+    state: watch::Receiver<HostState>,
+    /// What the keeper was started with; another one starts another keeper.
+    order: String,
+    cancel: CancellationToken,
+}
+
+/// What a look at one host shows.
+pub struct HostView {
+    /// The host's name.
+    pub name: String,
+    /// Its slots.
+    pub slots: u32,
+    /// How it is.
+    pub state: HostState,
+}
+
+impl Hosts {
+    /// Starts, restarts and stops keepers so that they match the settings. `wake` is called on every change of a
+    /// host's state.
+    #[expect(clippy::too_many_arguments, reason = "one call site; each is a different kind of thing")]
+    pub fn adjust<R: RecordKey>(
+        &self,
+        settings: &Settings,
+        recorded: &[HostStatus],
+        caller: &Caller,
+        supervisors: &Supervisors,
+        recorder: &Arc<R>,
+        tasks: &TaskTracker,
+        ended: &CancellationToken,
+        wake: &Arc<tokio::sync::Notify>,
+    ) {
+        let mut known = self.lock();
+        let hosts = &settings.spec.provider.fixed.hosts;
+        known.retain(|name, host| {
+            let stays = hosts.iter().any(|wanted| wanted.name == *name);
+            if !stays {
+                host.cancel.cancel();
+            }
+            stays
+        });
+        for host in hosts {
+            let slots = settings.spec.slots_of(host);
+            let order = order(settings, host, recorded, caller);
+            let mark = mark(settings, host, &order);
+            if let Some(running) = known.get_mut(&host.name)
+                && running.order == mark
+            {
+                running.slots = slots;
+                continue;
+            }
+            let (sender, state) = watch::channel(HostState::Connecting);
+            let cancel = ended.child_token();
+            match order {
+                Ok(order) => {
+                    let keeper = keeper::keep(
+                        host.name.clone(),
+                        order,
+                        supervisors.clone(),
+                        Arc::clone(recorder),
+                        sender,
+                        cancel.clone(),
+                    );
+                    tasks.spawn(keeper);
+                    tasks.spawn(tell(state.clone(), Arc::clone(wake), cancel.clone()));
+                }
+                Err(error) => {
+                    sender.send_replace(HostState::KeyRefused(error.to_string()));
+                }
+            }
+            let entry = Known { slots, state, order: mark, cancel };
+            if let Some(old) = known.insert(host.name.clone(), entry) {
+                old.cancel.cancel();
+            }
+        }
+    }
+
+    /// A look at every host.
+    pub fn view(&self) -> Vec<HostView> {
+        self.lock()
+            .iter()
+            .map(|(name, host)| HostView {
+                name: name.clone(),
+                slots: host.slots,
+                state: host.state.borrow().clone(),
+            })
+            .collect()
+    }
+
+    /// The link to a host that is ready.
+    pub fn link(&self, name: &str) -> Option<Arc<Link>> {
+        self.lock().get(name).and_then(|host| host.state.borrow().link())
+    }
+
+    /// A signal that moves with every change of a host's state; `None` when the pool has no such host.
+    pub fn watch(&self, name: &str) -> Option<watch::Receiver<HostState>> {
+        self.lock().get(name).map(|host| host.state.clone())
+    }
+
+    /// How many slots a host has.
+    pub fn slots(&self, name: &str) -> u32 {
+        self.lock().get(name).map_or(1, |host| host.slots)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn tell(
+    mut state: watch::Receiver<HostState>,
+    wake: Arc<tokio::sync::Notify>,
+    cancel: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            changed = state.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                wake.notify_one();
+            }
+            () = cancel.cancelled() => return,
+        }
+    }
+}
+
+fn order(
+    settings: &Settings,
+    host: &StaticHost,
+    recorded: &[HostStatus],
+    caller: &Caller,
+) -> Result<HostOrder, trust::TrustError> {
+    let ssh = &settings.spec.ssh;
+    let dial_timeout = duration::std(ssh.dial_timeout);
+    let jump = match &ssh.proxy_jump {
+        Some(jump) => Some(Box::new(jump_target(settings, jump)?)),
+        None => None,
+    };
+    let port = host.port.unwrap_or(ssh.port);
+    let expected = trust::expected(
+        host.host_key.as_deref(),
+        recorded_key(recorded, &host.name, &host.address),
+        ssh.host_key_policy,
+    )?;
+    Ok(HostOrder {
+        target: Target {
+            address: host.address.clone(),
+            port,
+            username: ssh.username.clone(),
+            expected,
+            dial_timeout,
+            key: Arc::clone(&settings.ssh_key),
+            jump,
+        },
+        wanted: Wanted {
+            state_dir: settings.spec.state_dir.clone(),
+            needs_root: settings.spec.isolation == Some(Isolation::PerSlotUser),
+        },
+        ready_command: settings.spec.instance_ready_command.clone(),
+        caller: caller.clone(),
+    })
+}
+
+/// The key recorded for a host, if it was recorded for the address it has now.
+fn recorded_key<'a>(recorded: &'a [HostStatus], name: &str, address: &str) -> Option<&'a str> {
+    recorded
+        .iter()
+        .find(|status| status.name == name && status.recorded_address.as_deref() == Some(address))
+        .and_then(|status| status.recorded_host_key.as_deref())
+}
+
+fn jump_target(settings: &Settings, jump: &ProxyJump) -> Result<Target, trust::TrustError> {
+    let ssh = &settings.spec.ssh;
+    // The jump host only carries bytes that are encrypted end to end; its own key is checked when it is pinned.
+    let expected = match &jump.host_key {
+        Some(key) => trust::expected(Some(key), None, ssh.host_key_policy)?,
+        None => trust::expected(None, None, ssh.host_key_policy)?,
+    };
+    Ok(Target {
+        address: jump.address.clone(),
+        port: jump.port,
+        username: jump.username.clone(),
+        expected,
+        dial_timeout: duration::std(ssh.dial_timeout),
+        key: Arc::clone(&settings.ssh_key),
+        jump: None,
+    })
+}
+
+/// What a keeper depends on, as text. A first use that has become a recorded key is the same order: the keeper
+/// holds that key's connection already.
+fn mark(settings: &Settings, host: &StaticHost, order: &Result<HostOrder, trust::TrustError>) -> String {
+    let ssh = &settings.spec.ssh;
+    let expected = match order {
+        Ok(order) => match (&host.host_key, &order.target.expected) {
+            (Some(pinned), _) => pinned.clone(),
+            (None, Expected::FirstUse | Expected::Key(_)) => String::new(),
+        },
+        Err(error) => error.to_string(),
+    };
+    format!(
+        "{}:{} {:?} {expected} {:?} {:?} {:?} {:?}",
+        host.address,
+        host.port.unwrap_or(ssh.port),
+        ssh,
+        settings.spec.state_dir,
+        settings.spec.isolation,
+        settings.spec.instance_ready_command,
+        trust::fingerprint(settings.ssh_key.public_key()),
+    )
+}

@@ -1,0 +1,245 @@
+//! Intake: one poll loop for each held pool.
+//!
+//! Writes after a 201, before anything else: (1) the JobLease, (2) the Secrets with its payload. Death before (1):
+//! the job is GitLab's; a two-phase server gives it to someone else. Death between (1) and (2): the next holder
+//! finds a lease without its payload and closes it with an Event. Names are derived from pool and job, so doing
+//! either twice is doing it once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+use kube::core::ObjectMeta;
+use secrecy::ExposeSecret;
+
+use super::Held;
+use super::settings::Settings;
+use super::slots::{self, Room};
+use crate::api::job_lease::{self, JobLease, JobLeaseSpec};
+use crate::api::key::{EnvironmentId, EnvironmentKey};
+use crate::api::labels;
+use crate::api::runner_pool::Mode;
+use crate::gitlab::client::{JobCredentials, RequestAnswer};
+use crate::gitlab::wire::JobPayload;
+use crate::kube_ext::is_refusal;
+use crate::lease::{order, payload};
+use crate::lease::tail;
+use crate::telemetry::LeaseOutcome;
+
+/// Wait after an answer of "no job" on a server that does not hold requests.
+const IDLE_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Wait after an error, doubled each time up to the longest: an outage ends within seconds of GitLab's return.
+const ERROR_INTERVAL: Duration = Duration::from_secs(1);
+const LONGEST_ERROR_INTERVAL: Duration = Duration::from_secs(30);
+
+/// An answer that took this long was held by the server: it may be asked again at once.
+const HELD_BY_SERVER: Duration = Duration::from_secs(2);
+
+/// Why GitLab is not asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Idle {
+    /// The mode says so.
+    Mode(Mode),
+    /// The pool is being deleted.
+    Deleting,
+    /// The settings cannot be used.
+    NotConfigured,
+    /// No slot, no host, or enough jobs.
+    Room(Room),
+}
+
+/// Whether GitLab may be asked for a job now.
+pub fn may_poll(held: &Held) -> Result<Arc<Settings>, Idle> {
+    let Some(pool) = held.pool() else { return Err(Idle::Deleting) };
+    if pool.metadata.deletion_timestamp.is_some() {
+        return Err(Idle::Deleting);
+    }
+    match pool.spec.mode {
+        Mode::Active => {}
+        mode @ (Mode::Paused | Mode::Draining) => return Err(Idle::Mode(mode)),
+    }
+    let Some(settings) = held.settings() else { return Err(Idle::NotConfigured) };
+    if held.settings_refused() {
+        return Err(Idle::NotConfigured);
+    }
+    match slots::room(&held.view()) {
+        Room::Yes => Ok(settings),
+        room @ (Room::AtConcurrency | Room::NoReachableHost | Room::NoSlot) => Err(Idle::Room(room)),
+    }
+}
+
+/// Polls until the tenure ends. A request under way then is awaited: GitLab may have assigned a job already, and
+/// its lease is written for the next holder to find.
+pub async fn run(held: Arc<Held>) {
+    let mut last_update = None;
+    let mut error_wait = ERROR_INTERVAL;
+    while !held.ended().is_cancelled() {
+        let settings = match may_poll(&held) {
+            Ok(settings) => settings,
+            Err(_) => {
+                held.wait_for_change().await;
+                continue;
+            }
+        };
+        let begun = std::time::Instant::now();
+        let answer = settings.gitlab.request_job(&mut last_update).await;
+        let wait = match answer {
+            RequestAnswer::Job { job, raw } => {
+                accept(&held, &settings, &job, &raw).await;
+                Duration::ZERO
+            }
+            RequestAnswer::Unreadable { identity, cause } => {
+                refuse_unreadable(&held, &settings, identity, &cause).await;
+                ERROR_INTERVAL
+            }
+            RequestAnswer::NoJob if begun.elapsed() >= HELD_BY_SERVER => Duration::ZERO,
+            RequestAnswer::NoJob => IDLE_INTERVAL,
+            RequestAnswer::Conflict => Duration::ZERO,
+            RequestAnswer::InvalidToken => {
+                held.token_was_refused();
+                ERROR_INTERVAL
+            }
+            RequestAnswer::Retry { after, cause } => {
+                tracing::warn!(pool = held.name, cause, "GitLab could not be asked for a job");
+                let wait = after.unwrap_or(error_wait);
+                error_wait = (error_wait * 2).min(LONGEST_ERROR_INTERVAL);
+                pause(&held, wait).await;
+                continue;
+            }
+        };
+        error_wait = ERROR_INTERVAL;
+        pause(&held, wait).await;
+    }
+}
+
+async fn pause(held: &Held, wait: Duration) {
+    if !wait.is_zero() {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = held.ended().cancelled() => {}
+        }
+    }
+}
+
+/// Makes a job durable. It is tried until the API server takes it: GitLab has given us the job.
+async fn accept(held: &Arc<Held>, settings: &Settings, job: &JobPayload, raw: &[u8]) {
+    let parts = match payload::pack(raw) {
+        Ok(parts) => parts,
+        Err(error) => {
+            let credentials = JobCredentials::of(job);
+            tail::refuse_without_lease(held, settings, &credentials, &error.to_string()).await;
+            return;
+        }
+    };
+    let lease = lease_of(held, settings, job, parts.len());
+    let name = lease.name_any();
+    for attempt in 0u32.. {
+        match write(held, &lease, &parts).await {
+            Ok(()) => {
+                tracing::info!(
+                    pool = held.name,
+                    job = job.id,
+                    project = job.project_path(),
+                    lease = name,
+                    "job accepted"
+                );
+                held.shared.metrics.job_taken(&held.name);
+                held.wake();
+                return;
+            }
+            Err(error) if is_refusal(&error) => {
+                let message = format!("the job's lease was refused by the API server: {error}");
+                let credentials = JobCredentials::of(job);
+                tail::refuse_without_lease(held, settings, &credentials, &message).await;
+                return;
+            }
+            Err(error) if attempt < 10 => {
+                tracing::warn!(pool = held.name, job = job.id, %error, "the job's lease is not durable yet");
+                tokio::time::sleep(Duration::from_millis(200 * (1 << attempt.min(5)))).await;
+            }
+            Err(error) => {
+                tracing::error!(pool = held.name, job = job.id, %error, "the job was lost before it was durable");
+                held.shared.metrics.lease(&held.name, LeaseOutcome::LostBeforeDurable);
+                return;
+            }
+        }
+    }
+}
+
+async fn write(held: &Held, lease: &JobLease, parts: &[Vec<u8>]) -> Result<(), kube::Error> {
+    // (1)
+    let (written, _) = held.shared.leases.create(&held.namespace, lease).await?;
+    // (2)
+    payload::save(&held.shared, &written, parts).await
+}
+
+fn lease_of(held: &Held, settings: &Settings, job: &JobPayload, parts: usize) -> JobLease {
+    let resume_from = order::resume_key(&settings.spec, job);
+    let own = resume_from
+        .as_deref()
+        .and_then(|key| key.parse::<EnvironmentKey>().ok())
+        .map(|key| key.environment);
+    let environment = own.unwrap_or_else(|| EnvironmentId::from_random(rand::random()));
+    let name = job_lease::object_name(&held.name, job.id);
+    JobLease {
+        metadata: ObjectMeta {
+            name: Some(name),
+            namespace: Some(held.namespace.clone()),
+            labels: Some(
+                [
+                    (labels::MANAGED_BY, labels::MANAGER.to_owned()),
+                    (labels::POOL, held.name.clone()),
+                    (labels::JOB_ID, job.id.to_string()),
+                    (labels::PROJECT_ID, job.job_info.project_id.to_string()),
+                    (labels::ENVIRONMENT_ID, environment.to_string()),
+                ]
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
+            ),
+            finalizers: Some(vec![labels::FINALIZER.to_owned()]),
+            ..ObjectMeta::default()
+        },
+        spec: JobLeaseSpec {
+            pool: held.name.clone(),
+            pool_uid: held.uid.clone(),
+            job_id: job.id,
+            job_name: clipped(&job.job_info.name, 1024),
+            project_id: job.job_info.project_id,
+            project_path: clipped(&job.project_path(), 1024),
+            ref_name: clipped(&job.git_info.ref_name, 1024),
+            environment_id: environment.to_string(),
+            resume_from: resume_from.map(|key| clipped(&key, 2048)),
+            timeout_seconds: job.timeout_seconds(),
+            accepted_at: Time(Timestamp::now()),
+            payload_parts: u32::try_from(parts).unwrap_or(u32::MAX),
+        },
+        status: None,
+    }
+}
+
+fn clipped(text: &str, most: usize) -> String {
+    text.chars().take(most).collect()
+}
+
+/// A job that cannot be read is failed with a word on why, not left to GitLab's time-outs.
+async fn refuse_unreadable(
+    held: &Held,
+    settings: &Settings,
+    identity: Option<(u64, secrecy::SecretString)>,
+    cause: &str,
+) {
+    tracing::error!(pool = held.name, cause, "GitLab handed out a job that cannot be read");
+    if let Some(pool) = held.pool() {
+        let note = format!("GitLab handed out a job that cannot be read: {cause}");
+        held.shared.events.warning(pool.as_ref(), "JobUnreadable", "Intake", note).await;
+    }
+    if let Some((id, token)) = identity {
+        let token = secrecy::SecretString::from(token.expose_secret().to_owned());
+        let credentials = JobCredentials { id, token: Arc::new(token), debug_trace: false };
+        tail::refuse_without_lease(held, settings, &credentials, cause).await;
+    }
+}

@@ -1,0 +1,152 @@
+//! What each host lists, and the removal of what nobody owns there.
+//!
+//! A host is asked when it becomes reachable and every few minutes. Its answer verifies environments, freezes again
+//! what sleeps by its object but not on its host, and feeds the sweep of leftovers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::Held;
+use crate::environment::plan::HostWord;
+use crate::environment::sweep::{self, Known};
+use crate::host::link::Link;
+use crate::spool::record::EnvironmentPhase;
+use crate::spool::verb::Listed;
+
+/// How often a reachable host is asked again.
+const INTERVAL: Duration = Duration::from_secs(120);
+
+/// What hosts have listed, by host.
+#[derive(Default)]
+pub struct Inventories {
+    /// Locked for lines only.
+    by_host: Mutex<BTreeMap<String, Inventory>>,
+}
+
+#[derive(Default)]
+struct Inventory {
+    /// The link that was asked: a new one is asked at once.
+    link: usize,
+    asked_at: Option<Instant>,
+    words: Option<BTreeMap<String, HostWord>>,
+    /// When unknown environments were first seen. Forgotten at a take-over, which only makes a removal later.
+    first_seen: BTreeMap<String, Timestamp>,
+}
+
+impl Inventories {
+    /// What a host says about an environment.
+    pub fn word(&self, host: &str, environment: &str) -> HostWord {
+        let by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
+        match by_host.get(host).and_then(|inventory| inventory.words.as_ref()) {
+            None => HostWord::NotAsked,
+            Some(words) => words.get(environment).copied().unwrap_or(HostWord::Unknown),
+        }
+    }
+
+    /// Records what has just been done on a host, so that the last list does not speak against it.
+    pub fn note(&self, host: &str, environment: &str, word: Option<HostWord>) {
+        let mut by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(words) = by_host.get_mut(host).and_then(|inventory| inventory.words.as_mut()) {
+            match word {
+                Some(word) => words.insert(environment.to_owned(), word),
+                None => words.remove(environment),
+            };
+        }
+    }
+
+    fn is_due(&self, host: &str, link: &Arc<Link>) -> bool {
+        let mut by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
+        let inventory = by_host.entry(host.to_owned()).or_default();
+        let identity = Arc::as_ptr(link) as usize;
+        let due = inventory.link != identity || inventory.asked_at.is_none_or(|at| at.elapsed() >= INTERVAL);
+        if due {
+            inventory.link = identity;
+            inventory.asked_at = Some(Instant::now());
+        }
+        due
+    }
+
+    fn keep(&self, host: &str, listed: &[Listed]) {
+        let words = listed
+            .iter()
+            .map(|listed| {
+                let word = match listed.environment.phase {
+                    EnvironmentPhase::Suspended => HostWord::Asleep,
+                    EnvironmentPhase::Active | EnvironmentPhase::Releasing => HostWord::Active,
+                };
+                (listed.environment.environment.clone(), word)
+            })
+            .collect();
+        let mut by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
+        by_host.entry(host.to_owned()).or_default().words = Some(words);
+    }
+
+    fn sweep(&self, host: &str, known: &Known, now: Timestamp) -> Vec<String> {
+        let mut by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(inventory) = by_host.get_mut(host) else { return Vec::new() };
+        let listed: BTreeSet<String> = inventory.words.iter().flat_map(BTreeMap::keys).cloned().collect();
+        let swept = sweep::sweep(&listed, known, &inventory.first_seen, now);
+        inventory.first_seen = swept.first_seen;
+        swept.remove
+    }
+}
+
+/// Asks the hosts that are due.
+pub fn look(held: &Arc<Held>) {
+    for host in held.hosts.view() {
+        let Some(link) = host.state.link() else { continue };
+        if !held.inventories.is_due(&host.name, &link) {
+            continue;
+        }
+        let held_by_task = Arc::clone(held);
+        held.spawn(async move {
+            ask(&held_by_task, &host.name, &link).await;
+            held_by_task.wake();
+        });
+    }
+}
+
+async fn ask(held: &Held, host: &str, link: &Link) {
+    match link.list().await {
+        Ok(listed) => {
+            held.inventories.keep(host, &listed);
+            tidy(held, host, link).await;
+        }
+        Err(error) => tracing::warn!(pool = held.name, host, %error, "the host's environments were not listed"),
+    }
+}
+
+/// Asks a host and removes from it what no object owns: a job found its slot taken there.
+pub async fn tidy_now(held: &Held, host: &str, link: &Link) {
+    ask(held, host, link).await;
+}
+
+/// Removes from a host what no object owns.
+async fn tidy(held: &Held, host: &str, link: &Link) {
+    let caches = [held.shared.leases.cache.is_synced(), held.shared.environments.cache.is_synced()];
+    if caches.contains(&false) {
+        return;
+    }
+    let mut known = Known::default();
+    for lease in held.leases() {
+        let environment = lease.spec.environment_id.clone();
+        let list = if lease.phase().is_open() { &mut known.owned } else { &mut known.over };
+        list.insert(environment);
+    }
+    known.owned.extend(held.environments().iter().map(|environment| environment.spec.environment_id.clone()));
+    for environment in held.inventories.sweep(host, &known, Timestamp::now()) {
+        match link.release(&environment, true).await {
+            Ok(()) => {
+                tracing::info!(pool = held.name, host, environment, "removed a leftover from the host");
+                held.inventories.note(host, &environment, None);
+            }
+            Err(error) => {
+                tracing::warn!(pool = held.name, host, environment, %error, "a leftover was not removed yet");
+            }
+        }
+    }
+}
