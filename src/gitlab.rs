@@ -12,5 +12,7 @@ pub mod reason;
 #[cfg(feature = "operator")]
 pub mod report;
 #[cfg(feature = "operator")]
+pub mod support;
+#[cfg(feature = "operator")]
 pub mod trace;
 pub mod wire;
