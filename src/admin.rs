@@ -63,11 +63,8 @@ async fn ready(State(gates): State<Gates>) -> impl IntoResponse {
     let gates = gates.all();
     let text: String =
         gates.iter().map(|(name, open)| format!("[{}] {name}\n", if *open { '+' } else { '-' })).collect();
-    let status = if gates.iter().all(|(_, open)| *open) {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status =
+        if gates.iter().all(|(_, open)| *open) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, text)
 }
 
@@ -77,6 +74,8 @@ async fn metrics(State(gates): State<Gates>) -> impl IntoResponse {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             (StatusCode::OK, [("content-type", kind)], text)
         }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [("content-type", "text/plain")], error.to_string()),
+        Err(error) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, [("content-type", "text/plain")], error.to_string())
+        }
     }
 }

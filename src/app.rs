@@ -116,7 +116,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let gates = Gates::new(shared.clone());
     let server = admin::serve(options.admin_address, gates, stop.clone()).await?;
     tasks.spawn(server);
-    tracing::info!(identity = shared.identity, version = env!("CARGO_PKG_VERSION"), "the operator has started");
+    tracing::info!(
+        identity = shared.identity,
+        version = env!("CARGO_PKG_VERSION"),
+        "the operator has started"
+    );
 
     let campaigns = tokio::spawn(campaign(shared.clone(), stop.clone()));
     until_terminated().await?;

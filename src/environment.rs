@@ -78,9 +78,11 @@ pub fn observe<'a>(held: &Held, environment: &'a SuspendedEnvironment) -> Observ
     };
     // The lease that made it, or one that is bound to it: together with the environment one owner of the slot.
     let lease_is_open = held.leases().iter().any(|lease| {
-        let is_bound = environment.bound_lease().is_some_and(|bound| Some(&bound.uid) == lease.uid().as_ref());
+        let is_bound =
+            environment.bound_lease().is_some_and(|bound| Some(&bound.uid) == lease.uid().as_ref());
         let is_origin = lease.uid().as_ref() == Some(&origin.lease_uid);
-        lease.phase().is_open() && (is_bound || is_origin || (lease.spec.environment_id == *id && lease.place().is_some()))
+        lease.phase().is_open()
+            && (is_bound || is_origin || (lease.spec.environment_id == *id && lease.place().is_some()))
     });
     Observed {
         environment,
@@ -152,7 +154,8 @@ async fn act(held: &Held, environment: &SuspendedEnvironment, action: Action) ->
         Action::ForceRelease => {
             store.remove_finalizer(environment).await?;
             metrics.environment(&held.name, EnvironmentOutcome::ForceReleased);
-            let note = "released by force: what it keeps on its instance is swept when that answers".to_owned();
+            let note =
+                "released by force: what it keeps on its instance is swept when that answers".to_owned();
             events.warning(environment, "ForceReleased", "Release", note).await;
         }
         Action::Unbind => unbind(held, environment).await?,

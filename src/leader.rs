@@ -302,7 +302,12 @@ pub fn lease_name(pool: &str) -> String {
 }
 
 fn transitions(lease: &Lease) -> u64 {
-    lease.spec.as_ref().and_then(|spec| spec.lease_transitions).and_then(|n| u64::try_from(n).ok()).unwrap_or(0)
+    lease
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.lease_transitions)
+        .and_then(|n| u64::try_from(n).ok())
+        .unwrap_or(0)
 }
 
 fn holder(lease: &Lease) -> Option<&String> {

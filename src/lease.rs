@@ -122,7 +122,8 @@ async fn attempt(held: &Arc<Held>, lease: Arc<JobLease>) -> Result<(), DriveErro
         Err(payload::PayloadError::Kubernetes(error)) => return Err(error.into()),
         Err(error) => return close_without_payload(held, &lease, &error.to_string()).await,
     };
-    let conversation = Conversation::new(settings.gitlab.clone(), JobCredentials::of(&job), job.features.clone());
+    let conversation =
+        Conversation::new(settings.gitlab.clone(), JobCredentials::of(&job), job.features.clone());
     let mut driver =
         Driver { held: Arc::clone(held), settings, lease, job, conversation, began: Instant::now() };
     driver.bring_to_end().await
@@ -130,7 +131,12 @@ async fn attempt(held: &Arc<Held>, lease: Arc<JobLease>) -> Result<(), DriveErro
 
 /// A lease whose job can never be run or reported: the token went with the payload.
 async fn close_without_payload(held: &Held, lease: &Arc<JobLease>, why: &str) -> Result<(), DriveError> {
-    tracing::error!(pool = held.name, lease = lease.name_any(), why, "the lease is closed without its payload");
+    tracing::error!(
+        pool = held.name,
+        lease = lease.name_any(),
+        why,
+        "the lease is closed without its payload"
+    );
     held.shared.events.warning(lease.as_ref(), "PayloadMissing", "Close", why.to_owned()).await;
     let ending = Ending::without_run(Some(FailureReason::RunnerSystemFailure), why);
     record_step(held, lease, &Step::Failed(ending)).await?;

@@ -57,7 +57,8 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn run_operator(arguments: OperatorArguments) -> anyhow::Result<()> {
-    let OperatorArguments { watch_namespace, identity, admin_address, supervisor_dir, log_format, log } = arguments;
+    let OperatorArguments { watch_namespace, identity, admin_address, supervisor_dir, log_format, log } =
+        arguments;
     telemetry::start_logging(log_format, &log)?;
     // One TLS provider for everything; installed before the first handshake could choose another.
     rustls::crypto::aws_lc_rs::default_provider()

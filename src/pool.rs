@@ -111,7 +111,8 @@ pub async fn hold(shared: Shared, pool: Arc<RunnerPool>, tenure: Arc<Tenure>) ->
 /// One look at everything; answers when to look again at the latest.
 async fn look(held: &Arc<Held>) -> Duration {
     let Some(pool) = held.pool() else { return LOOK_INTERVAL };
-    if pool.metadata.deletion_timestamp.is_none() && !pool.finalizers().iter().any(|f| f == labels::FINALIZER) {
+    if pool.metadata.deletion_timestamp.is_none() && !pool.finalizers().iter().any(|f| f == labels::FINALIZER)
+    {
         add_finalizer(held, &pool).await;
     }
     if let Some(settings) = held.settings() {
@@ -128,7 +129,8 @@ async fn look(held: &Arc<Held>) -> Duration {
     if pool.metadata.deletion_timestamp.is_some() {
         delete(held, &pool).await;
     }
-    let until_next = next.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO));
+    let until_next =
+        next.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO));
     until_next.map_or(LOOK_INTERVAL, |wait| wait.clamp(Duration::from_millis(20), LOOK_INTERVAL))
 }
 
@@ -250,23 +252,33 @@ async fn refresh_settings(held: Arc<Held>) {
     loop {
         let Some(pool) = held.pool() else { return };
         let known = held.settings();
-        let wait = match settings::read(&held.shared.client, &pool, known.as_ref(), &held.shared.metrics).await {
-            Ok(settings) => {
-                if lock(&held.problem).take().is_some() || known.is_none() {
-                    tracing::info!(pool = held.name, runner_id = settings.identity.runner_id, "the pool can work");
+        let wait =
+            match settings::read(&held.shared.client, &pool, known.as_ref(), &held.shared.metrics).await {
+                Ok(settings) => {
+                    if lock(&held.problem).take().is_some() || known.is_none() {
+                        tracing::info!(
+                            pool = held.name,
+                            runner_id = settings.identity.runner_id,
+                            "the pool can work"
+                        );
+                    }
+                    *lock(&held.settings) = Some(settings);
+                    SETTINGS_INTERVAL
                 }
-                *lock(&held.settings) = Some(settings);
-                SETTINGS_INTERVAL
-            }
-            Err(error) => {
-                let problem = (error.reason(), error.to_string(), error.is_passing());
-                if lock(&held.problem).replace(problem.clone()).as_ref() != Some(&problem) {
-                    tracing::warn!(pool = held.name, reason = problem.0, why = problem.1, "the pool cannot work");
-                    held.shared.events.warning(pool.as_ref(), problem.0, "ReadSettings", problem.1).await;
+                Err(error) => {
+                    let problem = (error.reason(), error.to_string(), error.is_passing());
+                    if lock(&held.problem).replace(problem.clone()).as_ref() != Some(&problem) {
+                        tracing::warn!(
+                            pool = held.name,
+                            reason = problem.0,
+                            why = problem.1,
+                            "the pool cannot work"
+                        );
+                        held.shared.events.warning(pool.as_ref(), problem.0, "ReadSettings", problem.1).await;
+                    }
+                    SETTINGS_RETRY
                 }
-                SETTINGS_RETRY
-            }
-        };
+            };
         held.wake();
         let generation = pool.metadata.generation;
         if seen != generation {
@@ -512,7 +524,8 @@ impl Held {
     }
 
     fn adjust_hosts(self: &Arc<Self>, pool: &RunnerPool, settings: &Settings) {
-        let recorded: Vec<HostStatus> = pool.status.as_ref().map(|status| status.hosts.clone()).unwrap_or_default();
+        let recorded: Vec<HostStatus> =
+            pool.status.as_ref().map(|status| status.hosts.clone()).unwrap_or_default();
         let caller = Caller {
             pool: format!("{}/{}", self.namespace, self.name),
             pool_uid: self.uid.clone(),
@@ -548,7 +561,8 @@ impl RecordKey for KeyRecorder {
         let _turn = self.held.status_turn.lock().await;
         let gone = || "the pool is gone".to_owned();
         let pool = self.held.pool().ok_or_else(gone)?;
-        let address = pool.spec.provider.fixed.hosts.iter().find(|known| known.name == host).ok_or_else(gone)?;
+        let address =
+            pool.spec.provider.fixed.hosts.iter().find(|known| known.name == host).ok_or_else(gone)?;
         let recorded_address = Some(address.address.clone());
         let mut next = pool.as_ref().clone();
         let mut status = next.status.take().unwrap_or_default();

@@ -1,4 +1,7 @@
-//! Integration tests.
+//! Integration tests: the bed checks itself first, then the product runs on it.
+
 mod bed_control_plane;
 mod bed_hosts;
+mod gitlab_stand_in;
+mod main_job;
 mod testbed;

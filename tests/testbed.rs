@@ -7,9 +7,12 @@
 #![allow(dead_code, reason = "each of the programs made of these modules uses a part of them")]
 
 pub mod control_plane;
+pub mod gitlab;
 pub mod hosts;
+pub mod operator;
 pub mod ports;
 pub mod process;
 pub mod scratch;
+pub mod stage;
 pub mod tools;
 pub mod wait;

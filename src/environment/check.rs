@@ -37,7 +37,9 @@ pub enum Refusal {
     #[error("the environment key cannot be read: {0}")]
     Grammar(#[from] KeyError),
     /// Another runner's key.
-    #[error("the environment key was not issued by this runner: it names runner {named}, this is runner {own}")]
+    #[error(
+        "the environment key was not issued by this runner: it names runner {named}, this is runner {own}"
+    )]
     ForeignRunner {
         /// Runner id in the key.
         named: u64,
@@ -66,7 +68,9 @@ pub enum Refusal {
     #[error("the environment is lost: its instance or its workspace is gone")]
     Lost,
     /// It belongs to another project.
-    #[error("the environment belongs to another project; only jobs of the project that suspended it may resume it")]
+    #[error(
+        "the environment belongs to another project; only jobs of the project that suspended it may resume it"
+    )]
     ForeignProject,
     /// It comes from a protected ref.
     #[error("the environment comes from a protected ref; only jobs of protected refs may resume it")]
@@ -75,7 +79,9 @@ pub enum Refusal {
     #[error("the environment is in use by another job")]
     InUse,
     /// The host has no record of it: the object was made by hand, or the host lost its state.
-    #[error("the instance has no record of the environment, or its record names another project or workspace")]
+    #[error(
+        "the instance has no record of the environment, or its record names another project or workspace"
+    )]
     UnknownToHost,
     /// The switch is off.
     #[error(

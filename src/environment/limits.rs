@@ -37,7 +37,9 @@ pub enum OverLimit {
         limit: u32,
     },
     /// The project has as many as it may.
-    #[error("the project keeps {kept} of at most {limit} environments (spec.suspension.limits.maxPerProject)")]
+    #[error(
+        "the project keeps {kept} of at most {limit} environments (spec.suspension.limits.maxPerProject)"
+    )]
     Project {
         /// Environments of the project now.
         kept: u32,

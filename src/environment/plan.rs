@@ -77,11 +77,9 @@ pub struct Plan {
 pub fn plan(observed: &Observed<'_>) -> Plan {
     let environment = observed.environment;
     let deleting = environment.metadata.deletion_timestamp.is_some();
-    let forced = environment
-        .metadata
-        .annotations
-        .as_ref()
-        .is_some_and(|annotations| annotations.get(labels::FORCE_RELEASE).is_some_and(|value| value == "true"));
+    let forced = environment.metadata.annotations.as_ref().is_some_and(|annotations| {
+        annotations.get(labels::FORCE_RELEASE).is_some_and(|value| value == "true")
+    });
     let expired = environment.expires_at() <= observed.now;
     let reachable = observed.instance == InstanceState::Reachable;
     let action = match (deleting, observed.lease_is_open) {
@@ -186,7 +184,12 @@ fn released(observed: &Observed<'_>) -> Finding {
     }
     let instance = &observed.environment.spec.origin.instance;
     if observed.lease_is_open {
-        return Finding::new(RELEASED, false, "BoundToJob", "it is given back when the job that uses it ends");
+        return Finding::new(
+            RELEASED,
+            false,
+            "BoundToJob",
+            "it is given back when the job that uses it ends",
+        );
     }
     match observed.instance {
         InstanceState::Reachable => Finding::new(RELEASED, false, "Releasing", "it is being given back"),
@@ -273,7 +276,8 @@ mod tests {
     #[test]
     fn expiry_and_deletion_wait_for_the_job() {
         let mut in_use = environment(Phase::InUse);
-        in_use.status.as_mut().unwrap().bound_lease = Some(BoundLease { name: "p-2".into(), uid: "x".into() });
+        in_use.status.as_mut().unwrap().bound_lease =
+            Some(BoundLease { name: "p-2".into(), uid: "x".into() });
         let due = Observed { now: at(5000), lease_is_open: true, ..observed(&in_use) };
         assert_eq!(plan(&due).action, None);
         in_use.metadata.deletion_timestamp = Some(Time(at(1)));

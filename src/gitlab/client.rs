@@ -362,10 +362,7 @@ impl Client {
                 map.insert("state".to_owned(), json!("running"));
             }
             JobUpdate::Final { failure, log, environment_key } => {
-                map.insert(
-                    "state".to_owned(),
-                    json!(if failure.is_some() { "failed" } else { "success" }),
-                );
+                map.insert("state".to_owned(), json!(if failure.is_some() { "failed" } else { "success" }));
                 if let Some((reason, exit_code)) = failure {
                     map.insert("failure_reason".to_owned(), json!(reason));
                     if *exit_code != 0 {
@@ -418,7 +415,11 @@ impl Client {
     }
 
     /// Sends a request and counts it; the error is a sentence without URL or token.
-    async fn send(&self, endpoint: &'static str, request: reqwest::RequestBuilder) -> Result<Response, String> {
+    async fn send(
+        &self,
+        endpoint: &'static str,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Response, String> {
         let started = std::time::Instant::now();
         let result = request.send().await;
         let status = result.as_ref().map_or(0, |response| response.status().as_u16());
@@ -457,10 +458,9 @@ async fn read_job(response: Response) -> RequestAnswer {
     };
     match serde_json::from_slice::<JobPayload>(&raw) {
         Ok(job) if job.id > 0 && !job.token.is_empty() => RequestAnswer::Job { job: Box::new(job), raw },
-        Ok(_) => RequestAnswer::Unreadable {
-            identity: None,
-            cause: "the job has no id or no token".to_owned(),
-        },
+        Ok(_) => {
+            RequestAnswer::Unreadable { identity: None, cause: "the job has no id or no token".to_owned() }
+        }
         // The message of a serde error may quote a value of the payload; only its place is told.
         Err(error) => RequestAnswer::Unreadable {
             identity: identity_of(&raw),

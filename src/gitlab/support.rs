@@ -38,7 +38,8 @@ fn variable(job: &JobPayload) -> Option<String> {
         ));
     }
     given("GIT_CLONE_PATH").map(|_| {
-        "the variable GIT_CLONE_PATH is set; workspaces have a fixed path on this runner: remove it".to_owned()
+        "the variable GIT_CLONE_PATH is set; workspaces have a fixed path on this runner: remove it"
+            .to_owned()
     })
 }
 
@@ -62,7 +63,10 @@ mod tests {
     #[test]
     fn a_plain_job_is_supported() {
         assert_eq!(unsupported(&job(json!({"id": 1, "steps": [{"name": "script"}]}))), None);
-        assert_eq!(unsupported(&job(json!({"id": 1, "dependencies": [{"id": 2, "artifacts_file": null}]}))), None);
+        assert_eq!(
+            unsupported(&job(json!({"id": 1, "dependencies": [{"id": 2, "artifacts_file": null}]}))),
+            None
+        );
     }
 
     #[test]

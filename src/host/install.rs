@@ -115,8 +115,11 @@ impl Supervisors {
             system: probe.system.clone(),
             known: known(),
         };
-        let supervisor =
-            self.by_machine.get(&probe.machine).filter(|_| probe.system == "Linux").ok_or_else(unsupported)?;
+        let supervisor = self
+            .by_machine
+            .get(&probe.machine)
+            .filter(|_| probe.system == "Linux")
+            .ok_or_else(unsupported)?;
         let elevated = wanted.needs_root && !probe.root && probe.sudo;
         let base = match &wanted.state_dir {
             Some(folder) => folder.replacen("~/", &format!("{}/", probe.home), 1),
@@ -132,7 +135,10 @@ impl Supervisors {
             (Some(_), _) | (None, false) => base,
         };
         let sudo = if elevated { "sudo -n " } else { "" };
-        Ok(Installed { command: format!("{sudo}{} --state-dir {}", quote(&path), quote(&state_dir)), home: probe.home.clone() })
+        Ok(Installed {
+            command: format!("{sudo}{} --state-dir {}", quote(&path), quote(&state_dir)),
+            home: probe.home.clone(),
+        })
     }
 
     async fn put(
@@ -154,8 +160,7 @@ impl Supervisors {
             path = quote(path),
             hash = supervisor.sha256,
         );
-        let written =
-            host.run(&format!("sh -c {}", quote(&script)), supervisor.binary.clone()).await?;
+        let written = host.run(&format!("sh -c {}", quote(&script)), supervisor.binary.clone()).await?;
         if written.code == 0 {
             return Ok(());
         }

@@ -142,7 +142,12 @@ pub async fn keep<R: RecordKey>(
             state.send_replace(HostState::Unreachable("the connection was lost".to_owned()));
         } else {
             if state.borrow().message() != next.message() {
-                tracing::warn!(host = name, state = next.name(), why = next.message(), "the host is not ready");
+                tracing::warn!(
+                    host = name,
+                    state = next.name(),
+                    why = next.message(),
+                    "the host is not ready"
+                );
             }
             state.send_replace(next);
         }

@@ -51,11 +51,7 @@ impl<K> Default for Cache<K> {
     fn default() -> Self {
         Self {
             inner: Arc::new(Inner {
-                state: Mutex::new(State {
-                    objects: HashMap::new(),
-                    listing: None,
-                    deleted: HashSet::new(),
-                }),
+                state: Mutex::new(State { objects: HashMap::new(), listing: None, deleted: HashSet::new() }),
                 changed: signal::Sender::new(0),
                 synced: signal::Sender::new(false),
             }),
@@ -166,10 +162,9 @@ where
             seen.insert(key.clone());
         }
         let is_gone = object.uid().is_some_and(|uid| state.deleted.contains(&uid));
-        let is_older = state
-            .objects
-            .get(&key)
-            .is_some_and(|known| known.uid() == object.uid() && version(known.as_ref()) >= version(object.as_ref()));
+        let is_older = state.objects.get(&key).is_some_and(|known| {
+            known.uid() == object.uid() && version(known.as_ref()) >= version(object.as_ref())
+        });
         if is_gone || is_older {
             return;
         }

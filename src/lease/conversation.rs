@@ -8,9 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
-use crate::gitlab::client::{
-    Client, JobCredentials, JobStatus, JobUpdate, TraceAnswer, UpdateAnswer, Wish,
-};
+use crate::gitlab::client::{Client, JobCredentials, JobStatus, JobUpdate, TraceAnswer, UpdateAnswer, Wish};
 use crate::gitlab::reason::FailureReason;
 use crate::gitlab::report::{Form, Next, Report};
 use crate::gitlab::trace::{Resync, Trace};

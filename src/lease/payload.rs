@@ -31,7 +31,9 @@ const KEY: &str = "payload";
 #[derive(Debug, thiserror::Error)]
 pub enum PayloadError {
     /// Too large.
-    #[error("the job's payload has {size} bytes, more than the {LARGEST} that can be kept; make its variables smaller")]
+    #[error(
+        "the job's payload has {size} bytes, more than the {LARGEST} that can be kept; make its variables smaller"
+    )]
     TooLarge {
         /// Bytes.
         size: usize,

@@ -39,7 +39,10 @@ pub async fn look(driver: &Driver) -> Result<Look, DriveError> {
             let held = &driver.held;
             held.shared.metrics.environment(&held.name, EnvironmentOutcome::ResumeRefused);
             let message = format!("the environment cannot be resumed: {refusal}");
-            held.shared.events.warning(driver.lease.as_ref(), "ResumeRefused", refusal.reason(), message.clone()).await;
+            held.shared
+                .events
+                .warning(driver.lease.as_ref(), "ResumeRefused", refusal.reason(), message.clone())
+                .await;
             Ok(Look::Refused(message))
         }
     }
@@ -76,7 +79,10 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
         Verdict::Bind => {}
     }
     let Some(link) = held.hosts.link(&slot.instance) else {
-        return Ok(Ok(Look::Wait(format!("instance {}, where the environment sleeps, to answer", slot.instance))));
+        return Ok(Ok(Look::Wait(format!(
+            "instance {}, where the environment sleeps, to answer",
+            slot.instance
+        ))));
     };
     if !host_knows(&link, &found).await? {
         return Ok(Err(Refusal::UnknownToHost));
@@ -157,7 +163,11 @@ pub async fn back_to_sleep(driver: &Driver, why: &str) -> Result<(), DriveError>
 
 /// A lease that closes lets go of whatever it is still bound to.
 pub async fn let_go(driver: &Driver) -> Result<(), DriveError> {
-    if bound(driver).is_some() { back_to_sleep(driver, "it ended before its script did").await } else { Ok(()) }
+    if bound(driver).is_some() {
+        back_to_sleep(driver, "it ended before its script did").await
+    } else {
+        Ok(())
+    }
 }
 
 /// Writes an environment's status with the conditions that follow from it.

@@ -226,7 +226,8 @@ async fn understand(driver: &Driver, link: &Arc<Link>, error: LinkError) -> Unat
         reason: FailureReason::RuntimeEnvironmentUnavailable,
         message: format!("the environment cannot be resumed: {message}"),
     };
-    let broken = |message: String| Unattached::Refused { reason: FailureReason::RunnerSystemFailure, message };
+    let broken =
+        |message: String| Unattached::Refused { reason: FailureReason::RunnerSystemFailure, message };
     let Some(refusal) = error.refusal().cloned() else { return broken(error.to_string()) };
     match refusal.reason {
         RefusalReason::StaleEpoch { .. } => Unattached::Drive(error.into()),
@@ -426,7 +427,11 @@ async fn conclude_with(
 }
 
 /// The supervisor closed the log itself: no suspend was due. Or an earlier holder did, after a suspend.
-async fn conclude_sealed(driver: &mut Driver, link: &Link, record: &JobRecord) -> Result<Conclusion, DriveError> {
+async fn conclude_sealed(
+    driver: &mut Driver,
+    link: &Link,
+    record: &JobRecord,
+) -> Result<Conclusion, DriveError> {
     let mut ending = Ending::of(record);
     let result = record.result.clone();
     let bound = resume::bound(driver).is_some();
@@ -517,7 +522,11 @@ async fn finish(
     let step = match driver.conversation.verdict() {
         Verdict::Taken | Verdict::Gone => Step::Reported(conclusion.ending),
         Verdict::Open | Verdict::LogInvalid | Verdict::Refused => {
-            driver.held.shared.metrics.lease(&driver.held.name, crate::telemetry::LeaseOutcome::ReportRefused);
+            driver
+                .held
+                .shared
+                .metrics
+                .lease(&driver.held.name, crate::telemetry::LeaseOutcome::ReportRefused);
             let note = "GitLab refuses the job's result in every form".to_owned();
             driver.held.shared.events.warning(driver.lease.as_ref(), "ReportRefused", "Report", note).await;
             Step::Failed(conclusion.ending)
@@ -527,7 +536,11 @@ async fn finish(
 }
 
 /// (11): what is not kept goes from the host, before the slot is anybody else's.
-async fn end_on_host(driver: &mut Driver, link: &Arc<Link>, conclusion: &Conclusion) -> Result<(), DriveError> {
+async fn end_on_host(
+    driver: &mut Driver,
+    link: &Arc<Link>,
+    conclusion: &Conclusion,
+) -> Result<(), DriveError> {
     if let Some(environment) = resume::bound(driver) {
         // The resumed script came to its end and nothing asked for another sleep: the environment is released.
         driver.held.shared.environments.delete(&environment).await?;

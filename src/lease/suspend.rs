@@ -45,9 +45,9 @@ pub fn announcement(driver: &Driver, wish: SuspensionWish) -> Option<String> {
     if !(wish.plan.on_success || wish.plan.on_failure) || driver.lease.spec.resume_from.is_some() {
         return None;
     }
-    admit(driver)
-        .err()
-        .map(|over| format!("this job asks for its environment to be suspended, which would be refused now: {over}"))
+    admit(driver).err().map(|over| {
+        format!("this job asks for its environment to be suspended, which would be refused now: {over}")
+    })
 }
 
 fn admit(driver: &Driver) -> Result<(), OverLimit> {
@@ -143,7 +143,8 @@ async fn reserve(
 /// The workspace as the host recorded it: paths are the host's to say.
 async fn workspace(driver: &Driver, link: &Link) -> Result<Option<String>, DriveError> {
     let listed = link.list().await?;
-    let own = listed.into_iter().find(|known| known.environment.environment == driver.lease.spec.environment_id);
+    let own =
+        listed.into_iter().find(|known| known.environment.environment == driver.lease.spec.environment_id);
     Ok(own.map(|known| known.environment.workspace))
 }
 
@@ -251,6 +252,8 @@ async fn abandon(
 pub fn key(driver: &Driver) -> String {
     let identity = &driver.settings.identity;
     // The id was minted or checked at intake; the schema of the lease guarantees its form.
-    let environment = driver.lease.spec.environment_id.parse().unwrap_or_else(|_| EnvironmentId::from_random([0; 16]));
-    EnvironmentKey { runner_id: identity.runner_id, system_id: identity.system_id.clone(), environment }.to_string()
+    let environment =
+        driver.lease.spec.environment_id.parse().unwrap_or_else(|_| EnvironmentId::from_random([0; 16]));
+    EnvironmentKey { runner_id: identity.runner_id, system_id: identity.system_id.clone(), environment }
+        .to_string()
 }

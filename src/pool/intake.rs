@@ -24,8 +24,8 @@ use crate::api::runner_pool::Mode;
 use crate::gitlab::client::{JobCredentials, RequestAnswer};
 use crate::gitlab::wire::JobPayload;
 use crate::kube_ext::is_refusal;
-use crate::lease::{order, payload};
 use crate::lease::tail;
+use crate::lease::{order, payload};
 use crate::telemetry::LeaseOutcome;
 
 /// Wait after an answer of "no job" on a server that does not hold requests.
@@ -178,10 +178,8 @@ async fn write(held: &Held, lease: &JobLease, parts: &[Vec<u8>]) -> Result<(), k
 
 fn lease_of(held: &Held, settings: &Settings, job: &JobPayload, parts: usize) -> JobLease {
     let resume_from = order::resume_key(&settings.spec, job);
-    let own = resume_from
-        .as_deref()
-        .and_then(|key| key.parse::<EnvironmentKey>().ok())
-        .map(|key| key.environment);
+    let own =
+        resume_from.as_deref().and_then(|key| key.parse::<EnvironmentKey>().ok()).map(|key| key.environment);
     let environment = own.unwrap_or_else(|| EnvironmentId::from_random(rand::random()));
     let name = job_lease::object_name(&held.name, job.id);
     JobLease {

@@ -116,7 +116,9 @@ async fn ask(held: &Held, host: &str, link: &Link) {
             held.inventories.keep(host, &listed);
             tidy(held, host, link).await;
         }
-        Err(error) => tracing::warn!(pool = held.name, host, %error, "the host's environments were not listed"),
+        Err(error) => {
+            tracing::warn!(pool = held.name, host, %error, "the host's environments were not listed")
+        }
     }
 }
 

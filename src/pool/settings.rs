@@ -67,7 +67,9 @@ pub enum SettingsError {
         cause: kube::Error,
     },
     /// A Secret or ConfigMap, or its key, is not there.
-    #[error("{field} names {kind} {name:?} with key {key:?}, which does not exist; create it in the pool's namespace")]
+    #[error(
+        "{field} names {kind} {name:?} with key {key:?}, which does not exist; create it in the pool's namespace"
+    )]
     Missing {
         /// The field of the spec.
         field: &'static str,
@@ -144,11 +146,8 @@ pub async fn read(
         Some(reference) => Some(config_map(client, &namespace, reference).await?),
         None => None,
     };
-    let fingerprint = fingerprint(&[
-        token.expose_secret(),
-        key.expose_secret(),
-        ca_bundle.as_deref().unwrap_or_default(),
-    ]);
+    let fingerprint =
+        fingerprint(&[token.expose_secret(), key.expose_secret(), ca_bundle.as_deref().unwrap_or_default()]);
     let system_id = system_id(spec.system_id_seed.as_deref().unwrap_or(&uid));
     if let Some(known) = known
         && known.fingerprint == fingerprint
@@ -212,11 +211,7 @@ async fn secret(
     Ok(SecretString::from(text))
 }
 
-async fn config_map(
-    client: &Client,
-    namespace: &str,
-    reference: &KeyRef,
-) -> Result<String, SettingsError> {
+async fn config_map(client: &Client, namespace: &str, reference: &KeyRef) -> Result<String, SettingsError> {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let found = api.get_opt(&reference.name).await.map_err(|cause| SettingsError::Kubernetes {
         what: format!("ConfigMap {:?} of spec.gitlab.caBundle", reference.name),

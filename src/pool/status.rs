@@ -202,7 +202,9 @@ fn capable(observed: &Observed<'_>) -> Finding {
     if !lacking.is_empty() {
         return Finding::new(HOSTS_CAPABLE, false, "HostsLackSomething", lacking.join("; "));
     }
-    if observed.pool.spec.isolation == Some(Isolation::Shared) && observed.hosts.iter().any(|host| host.slots > 1) {
+    if observed.pool.spec.isolation == Some(Isolation::Shared)
+        && observed.hosts.iter().any(|host| host.slots > 1)
+    {
         return Finding::new(
             HOSTS_CAPABLE,
             false,
@@ -220,7 +222,9 @@ fn polling(observed: &Observed<'_>) -> Finding {
         Some(Idle::Mode(Mode::Active | Mode::Paused)) => ("Paused", "spec.mode is Paused"),
         Some(Idle::Deleting) => ("Deleting", "the pool is being deleted"),
         Some(Idle::NotConfigured) => ("NotConfigured", "see condition CredentialsValid"),
-        Some(Idle::Room(Room::AtConcurrency)) => ("AtConcurrency", "as many jobs as spec.concurrency are open"),
+        Some(Idle::Room(Room::AtConcurrency)) => {
+            ("AtConcurrency", "as many jobs as spec.concurrency are open")
+        }
         Some(Idle::Room(Room::NoReachableHost)) => {
             ("NoReachableHost", "no host answers; jobs queue at GitLab until one does")
         }
@@ -249,6 +253,8 @@ fn drained(observed: &Observed<'_>) -> Finding {
     match (observed.pool.spec.mode, observed.view.claimants.len()) {
         (Mode::Draining, 0) => Finding::new(DRAINED, true, "Drained", "no job is open"),
         (Mode::Draining, open) => Finding::new(DRAINED, false, "JobsOpen", format!("{open} jobs are open")),
-        (Mode::Active | Mode::Paused, _) => Finding::new(DRAINED, false, "NotDraining", "spec.mode is not Draining"),
+        (Mode::Active | Mode::Paused, _) => {
+            Finding::new(DRAINED, false, "NotDraining", "spec.mode is not Draining")
+        }
     }
 }

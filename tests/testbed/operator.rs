@@ -1,0 +1,119 @@
+//! The operator as a process, with the rights of the chart's own service account.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::process::Command;
+use tokio::sync::OnceCell;
+
+use super::ports;
+use super::process::Server;
+use super::tools;
+use super::wait::until;
+
+/// How long an operator may take to be ready.
+const READY: Duration = Duration::from_secs(30);
+
+/// One operator process. Dropping it kills it.
+pub struct Operator {
+    server: Server,
+    admin: String,
+}
+
+impl Operator {
+    /// Starts an operator for one namespace and waits until it is ready.
+    pub async fn start(name: &str, kubeconfig: &Path, namespace: &str, logs: &Path) -> Result<Self> {
+        let admin = format!("127.0.0.1:{}", ports::free_port()?);
+        let supervisors = supervisor_folder().await?;
+        let args = [
+            format!("KUBECONFIG={}", kubeconfig.display()),
+            binary()?.display().to_string(),
+            "operator".to_owned(),
+            format!("--watch-namespace={namespace}"),
+            format!("--identity={name}"),
+            format!("--admin-address={admin}"),
+            format!("--supervisor-dir={}", supervisors.display()),
+            "--log-format=pretty".to_owned(),
+            format!("--log={}", std::env::var("DORMOUSE_TEST_LOG").unwrap_or_else(|_| "info".to_owned())),
+        ];
+        let server = Server::start(name, Path::new("/usr/bin/env"), args, logs)?;
+        let operator = Self { server, admin };
+        operator.until_ready().await?;
+        Ok(operator)
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn until_ready(&self) -> Result<()> {
+        until("the operator is ready", READY, async || {
+            self.server.check()?;
+            Ok(reqwest::get(format!("http://{}/readyz", self.admin))
+                .await?
+                .status()
+                .is_success()
+                .then_some(()))
+        })
+        .await
+    }
+
+    /// Its metrics.
+    pub async fn metrics(&self) -> Result<String> {
+        Ok(reqwest::get(format!("http://{}/metrics", self.admin)).await?.error_for_status()?.text().await?)
+    }
+
+    /// Ends it with SIGKILL.
+    pub fn kill(&self) -> Result<()> {
+        self.server.kill()
+    }
+
+    /// Starts it again after it has ended, and waits until it is ready.
+    pub async fn start_again(&self) -> Result<()> {
+        self.server.start_again()?;
+        self.until_ready().await
+    }
+
+    /// Ends it with SIGTERM and waits for its end.
+    pub async fn terminate(&self) -> Result<()> {
+        self.server.stop().await
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.pid()
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        self.server.log_tail()
+    }
+}
+
+/// The operator's binary, which stands two folders above a test's and one above an example's.
+pub fn binary() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let folder = own.parent().and_then(Path::parent).context("the program has no folder")?;
+    let binary = folder.join("dormouse");
+    ensure!(binary.exists(), "{} is missing; build it with `cargo build --bin dormouse`", binary.display());
+    Ok(binary)
+}
+
+/// The folder with the static supervisor, built once a process.
+pub async fn supervisor_folder() -> Result<PathBuf> {
+    static FOLDER: OnceCell<PathBuf> = OnceCell::const_new();
+    FOLDER
+        .get_or_try_init(|| async {
+            let script = tools::sources().join("build-supervisor.sh");
+            // Built inside the test runner's own lock on the target folder it would wait for itself: it has its own.
+            let target = tools::sources().join("../../target/supervisor");
+            let output = Command::new(script).arg("--test").env("CARGO_TARGET_DIR", target).output().await?;
+            ensure!(
+                output.status.success(),
+                "the supervisor cannot be built: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            let path = PathBuf::from(String::from_utf8(output.stdout)?.trim().to_owned());
+            Ok(path.parent().context("the supervisor has no folder")?.to_owned())
+        })
+        .await
+        .cloned()
+}

@@ -1,0 +1,313 @@
+//! A stage for one test: a namespace of the shared control plane, a GitLab, hosts, a pool, an operator.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use super::control_plane::{ControlPlane, Options as ControlPlaneOptions};
+use super::gitlab::{GitLab, JobId, JobSpec, JobView, Options as GitLabOptions, Runner};
+use super::hosts::{Host, Hosts};
+use super::operator::Operator;
+use super::scratch::Scratch;
+use super::wait::until;
+
+/// Time for anything that should happen soon on a busy machine.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// The control plane all tests of one process share. It ends with the process.
+pub struct Cluster {
+    /// The servers.
+    pub control_plane: ControlPlane,
+    _scratch: Scratch,
+}
+
+/// The shared control plane, with our definitions installed.
+pub async fn cluster() -> Result<&'static Cluster> {
+    static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
+    CLUSTER
+        .get_or_try_init(|| async {
+            let scratch = Scratch::new("cluster")?;
+            let control_plane = ControlPlane::start(scratch.path(), ControlPlaneOptions::default()).await?;
+            let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
+            control_plane.kubectl(&["apply", "-f", &crds.display().to_string()]).await?;
+            control_plane
+                .kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])
+                .await?;
+            Ok(Cluster { control_plane, _scratch: scratch })
+        })
+        .await
+}
+
+/// What a stage is made of.
+pub struct Setting {
+    /// Names of the hosts.
+    pub hosts: Vec<&'static str>,
+    /// Merged into the pool's spec.
+    pub pool: Value,
+    /// The GitLab.
+    pub gitlab: GitLabOptions,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        Self {
+            hosts: vec!["alder"],
+            pool: json!({}),
+            gitlab: GitLabOptions { hold: Duration::from_secs(20), ..GitLabOptions::default() },
+        }
+    }
+}
+
+/// A stage for one test.
+pub struct Stage {
+    /// The shared control plane.
+    pub cluster: &'static Cluster,
+    /// The test's own namespace.
+    pub namespace: String,
+    /// The test's own GitLab.
+    pub gitlab: GitLab,
+    /// Its runner.
+    pub runner: Runner,
+    /// The bed the hosts are of.
+    pub bed: Hosts,
+    /// The hosts, in the order of the setting.
+    pub hosts: Vec<Host>,
+    /// The operator, unless it was not started.
+    pub operator: Option<Operator>,
+    scratch: Arc<Scratch>,
+}
+
+/// The name of every stage's pool.
+pub const POOL: &str = "pool";
+
+impl Stage {
+    /// Everything but the operator and the pool.
+    pub async fn without_operator(name: &str, setting: &Setting) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let namespace = format!("{name}-{number}");
+        let scratch = Arc::new(Scratch::new(name)?);
+        let cluster = cluster().await?;
+        let bed = Hosts::new(scratch.path()).await?;
+        let gitlab = GitLab::start(setting.gitlab.clone()).await?;
+        let runner = gitlab.register_runner(&["dormouse"]);
+        let create = ["create", "namespace", &namespace];
+        let (made, hosts) =
+            tokio::join!(cluster.control_plane.kubectl(&create), bed.boot_all(&setting.hosts));
+        made?;
+        let stage = Self { cluster, namespace, gitlab, runner, hosts: hosts?, bed, operator: None, scratch };
+        stage.create_secrets().await?;
+        Ok(stage)
+    }
+
+    /// Everything, with the pool Ready.
+    pub async fn start(name: &str, setting: Setting) -> Result<Self> {
+        let mut stage = Self::without_operator(name, &setting).await?;
+        stage.apply_pool(setting.pool.clone()).await?;
+        stage.operator = Some(stage.start_operator("operator-a").await?);
+        stage.until_condition("runnerpool", POOL, "Ready").await?;
+        Ok(stage)
+    }
+
+    /// Starts an operator for the stage's namespace.
+    pub async fn start_operator(&self, name: &str) -> Result<Operator> {
+        let kubeconfig = self.cluster.control_plane.kubeconfig();
+        Operator::start(name, kubeconfig, &self.namespace, self.scratch.path()).await
+    }
+
+    /// The operator.
+    pub fn operator(&self) -> Result<&Operator> {
+        self.operator.as_ref().context("the stage has no operator")
+    }
+
+    /// A folder of the test's own.
+    pub fn folder(&self) -> PathBuf {
+        self.scratch.path().to_owned()
+    }
+
+    async fn create_secrets(&self) -> Result<()> {
+        let token = format!("--from-literal=token={}", self.runner.token);
+        self.kubectl(&["create", "secret", "generic", "runner-token", &token]).await?;
+        let key = format!("--from-file=key={}", self.bed.client_key().display());
+        self.kubectl(&["create", "secret", "generic", "ssh-key", &key]).await?;
+        Ok(())
+    }
+
+    /// The pool's manifest, with `changes` merged into its spec.
+    pub fn pool(&self, changes: Value) -> Result<Value> {
+        let hosts: Vec<Value> = self
+            .hosts
+            .iter()
+            .map(|host| {
+                json!({ "name": host.name(), "address": host.address().to_string(), "port": host.port() })
+            })
+            .collect();
+        let username = self.hosts.first().context("the stage has no host")?.admin()?;
+        let mut spec = json!({
+            "gitlab": {
+                "url": self.gitlab.url(),
+                "tokenSecretRef": { "name": "runner-token", "key": "token" },
+            },
+            "provider": { "static": { "hosts": hosts } },
+            "ssh": {
+                "username": username,
+                "privateKeySecretRef": { "name": "ssh-key", "key": "key" },
+            },
+        });
+        merge(&mut spec, changes);
+        Ok(json!({
+            "apiVersion": "dormouse.dev/v1alpha1",
+            "kind": "RunnerPool",
+            "metadata": { "name": POOL, "namespace": self.namespace },
+            "spec": spec,
+        }))
+    }
+
+    /// Applies the pool, with `changes` merged into its spec.
+    pub async fn apply_pool(&self, changes: Value) -> Result<()> {
+        self.apply(&self.pool(changes)?).await
+    }
+
+    /// Applies an object.
+    pub async fn apply(&self, object: &Value) -> Result<()> {
+        self.cluster.control_plane.client().apply(&object.to_string()).await?;
+        Ok(())
+    }
+
+    /// kubectl in the stage's namespace.
+    pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
+        let mut all = vec!["--namespace", &self.namespace];
+        all.extend_from_slice(args);
+        self.cluster.control_plane.kubectl(&all).await
+    }
+
+    /// One object.
+    pub async fn get(&self, kind: &str, name: &str) -> Result<Value> {
+        Ok(serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"]).await?)?)
+    }
+
+    /// All objects of a kind.
+    pub async fn list(&self, kind: &str) -> Result<Vec<Value>> {
+        let list: Value = serde_json::from_str(&self.kubectl(&["get", kind, "-o", "json"]).await?)?;
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Waits until a condition of an object is True.
+    pub async fn until_condition(&self, kind: &str, name: &str, type_: &str) -> Result<Value> {
+        self.until_object(kind, name, &format!("{type_} is True"), |object| {
+            condition(object, type_).0 == "True"
+        })
+        .await
+    }
+
+    /// Waits until an object is as wished; at the deadline shows it.
+    pub async fn until_object(
+        &self,
+        kind: &str,
+        name: &str,
+        what: &str,
+        wished: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        let mut last = Value::Null;
+        let result = until(&format!("{kind} {name}: {what}"), SOON, async || {
+            last = self.get(kind, name).await?;
+            Ok(wished(&last).then(|| last.clone()))
+        })
+        .await;
+        result.with_context(|| format!("it is {last:#}\n{}", self.operator_log()))
+    }
+
+    /// Waits until no object of a kind is left.
+    pub async fn until_none(&self, kind: &str) -> Result<()> {
+        until(&format!("no {kind} is left"), SOON, async || {
+            Ok(self.list(kind).await?.is_empty().then_some(()))
+        })
+        .await
+        .with_context(|| self.operator_log())
+    }
+
+    /// Hands a job to GitLab and waits for its end.
+    pub async fn run(&self, job: JobSpec) -> Result<JobView> {
+        let id = self.gitlab.enqueue(job);
+        self.until_over(id).await
+    }
+
+    /// Waits for a job's end.
+    pub async fn until_over(&self, id: JobId) -> Result<JobView> {
+        self.gitlab.wait_until_over(id, SOON).await.with_context(|| self.operator_log())
+    }
+
+    /// Waits until a job's log holds a text.
+    pub async fn until_log(&self, id: JobId, text: &str) -> Result<JobView> {
+        self.gitlab.wait_for_log(id, text, SOON).await.with_context(|| self.operator_log())
+    }
+
+    /// The status of a job's lease once it is over.
+    pub async fn lease_over(&self, id: JobId) -> Result<Value> {
+        let name = format!("{POOL}-{}", id.0);
+        self.until_object("joblease", &name, "it is over", |lease| {
+            ["Reported", "Failed"].contains(&lease["status"]["phase"].as_str().unwrap_or_default())
+        })
+        .await
+    }
+
+    /// The one sleeping environment, once it sleeps.
+    pub async fn asleep(&self, key: &str) -> Result<Value> {
+        let id = key.rsplit_once('=').context("the key has no environment id")?.1;
+        self.until_object("suspendedenvironment", &format!("{POOL}-{id}"), "it sleeps", |environment| {
+            environment["status"]["phase"] == "Suspended"
+        })
+        .await
+    }
+
+    /// Kills the operator with SIGKILL and starts it again.
+    pub async fn crash_operator(&self) -> Result<()> {
+        let operator = self.operator()?;
+        operator.kill()?;
+        self.gitlab.client_restarted();
+        operator.start_again().await
+    }
+
+    /// Fails if GitLab saw anything a correct runner would not do, or a Secret of a job is left.
+    pub async fn end(self) -> Result<()> {
+        self.gitlab.assert_clean();
+        let operator = self.operator()?;
+        ensure!(operator.pid().is_some(), "the operator ended by itself: {}", operator.log_tail());
+        operator.terminate().await?;
+        self.cluster.control_plane.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"]).await?;
+        Ok(())
+    }
+
+    /// The end of the operator's log, for messages.
+    pub fn operator_log(&self) -> String {
+        self.operator
+            .as_ref()
+            .map(|operator| format!("the operator said:\n{}", operator.log_tail()))
+            .unwrap_or_default()
+    }
+}
+
+/// Status and reason of a condition.
+pub fn condition(object: &Value, type_: &str) -> (String, String) {
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.into_iter().find(|condition| condition["type"] == type_).unwrap_or_default();
+    let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
+    (text("status"), text("reason"))
+}
+
+/// Merges objects into objects; anything else is replaced.
+fn merge(into: &mut Value, changes: Value) {
+    match (into, changes) {
+        (Value::Object(into), Value::Object(changes)) => {
+            for (key, change) in changes {
+                merge(into.entry(key).or_insert(Value::Null), change);
+            }
+        }
+        (into, change) => *into = change,
+    }
+}
