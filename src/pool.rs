@@ -75,7 +75,7 @@ pub struct Held {
     problem: Mutex<Option<(&'static str, String, bool)>>,
     /// Slots decided for leases whose status does not say so yet.
     reservations: Mutex<HashMap<String, Slot>>,
-    /// Uids of leases and environments with a running task.
+    /// Uids of leases and environments with a running task, and names of leases that the intake still writes.
     busy: Mutex<HashSet<String>>,
     tasks: TaskTracker,
     wake: Arc<Notify>,
@@ -140,6 +140,9 @@ fn drive_leases(held: &Arc<Held>) {
         let is_over = !lease.phase().is_open();
         let is_deleted = lease.metadata.deletion_timestamp.is_some();
         if is_over && !is_deleted {
+            continue;
+        }
+        if held.is_arriving(&lease.name_any()) {
             continue;
         }
         let Some(busy) = held.begin(lease.uid()) else { continue };
@@ -304,9 +307,10 @@ async fn write_status(held: &Held) -> Result<(), kube::Error> {
     let view = held.view();
     let hosts = held.hosts.view();
     let settings = held.settings();
+    let problem = held.problem();
     let observed = status::Observed {
         pool: &pool,
-        problem: lock(&held.problem).clone(),
+        problem,
         identity: settings.map(|settings| (settings.identity.runner_id, settings.identity.system_id.clone())),
         hosts: &hosts,
         view: &view,
@@ -382,9 +386,14 @@ impl Held {
         lock(&self.settings).clone()
     }
 
+    /// Reason and message of what is wrong with the settings, and whether the last good ones go on.
+    fn problem(&self) -> Option<(&'static str, String, bool)> {
+        lock(&self.problem).clone()
+    }
+
     /// Whether the settings are known to be wrong now, whatever was good before.
     pub fn settings_refused(&self) -> bool {
-        lock(&self.problem).as_ref().is_some_and(|(_, _, is_passing)| !is_passing)
+        self.problem().is_some_and(|(_, _, is_passing)| !is_passing)
     }
 
     /// GitLab refused the token in a job request: it was good before, so it is checked again at once.
@@ -521,6 +530,15 @@ impl Held {
     pub fn begin(self: &Arc<Self>, uid: Option<String>) -> Option<Busy> {
         let uid = uid?;
         lock(&self.busy).insert(uid.clone()).then(|| Busy { held: Arc::clone(self), uid })
+    }
+
+    /// Marks a lease as being written by the intake, until the mark is dropped.
+    pub fn arriving(self: &Arc<Self>, lease: &str) -> Option<Busy> {
+        self.begin(Some(lease.to_owned()))
+    }
+
+    fn is_arriving(&self, lease: &str) -> bool {
+        lock(&self.busy).contains(lease)
     }
 
     fn adjust_hosts(self: &Arc<Self>, pool: &RunnerPool, settings: &Settings) {

@@ -34,7 +34,7 @@ use super::runner_pool::conditions_schema;
     printcolumn(name = "Resumes", type_ = "string", json_path = ".spec.resumeFrom", priority = 1),
     printcolumn(name = "Holder", type_ = "string", json_path = ".status.holder", priority = 1),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch", priority = 1),
-    selectable = "spec.pool"
+    selectable = ".spec.pool"
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("self == oldSelf").message("the spec of a JobLease is immutable: it is what GitLab handed out"))]

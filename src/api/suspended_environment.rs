@@ -45,7 +45,7 @@ use super::runner_pool::conditions_schema;
     ),
     printcolumn(name = "Resumes", type_ = "integer", json_path = ".status.revision", priority = 1),
     printcolumn(name = "Key", type_ = "string", json_path = ".status.environmentKey", priority = 1),
-    selectable = "spec.pool"
+    selectable = ".spec.pool"
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(

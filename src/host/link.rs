@@ -289,8 +289,12 @@ impl Attached {
 }
 
 fn command(installed: &Installed, caller: &Caller, verb: &str, arguments: &str) -> String {
-    let epoch = caller.epoch.load(Ordering::SeqCst);
-    format!("{} {verb} {arguments} --epoch {epoch}", installed.command)
+    // The order of `start` carries the epoch itself.
+    let epoch = match verb {
+        "start" => String::new(),
+        _ => format!(" --epoch {}", caller.epoch.load(Ordering::SeqCst)),
+    };
+    format!("{} {verb} {arguments}{epoch}", installed.command)
 }
 
 async fn call(

@@ -85,6 +85,7 @@ pub async fn run(held: Arc<Held>) {
             }
         };
         let begun = std::time::Instant::now();
+        let mark_before = last_update.clone();
         let answer = settings.gitlab.request_job(&mut last_update).await;
         let wait = match answer {
             RequestAnswer::Job { job, raw } => {
@@ -95,7 +96,10 @@ pub async fn run(held: Arc<Held>) {
                 refuse_unreadable(&held, &settings, identity, &cause).await;
                 ERROR_INTERVAL
             }
-            RequestAnswer::NoJob if begun.elapsed() >= HELD_BY_SERVER => Duration::ZERO,
+            // A new mark means that the queue has moved: with it, the next request may be held by the server.
+            RequestAnswer::NoJob if begun.elapsed() >= HELD_BY_SERVER || last_update != mark_before => {
+                Duration::ZERO
+            }
             RequestAnswer::NoJob => IDLE_INTERVAL,
             RequestAnswer::Conflict => Duration::ZERO,
             RequestAnswer::InvalidToken => {
@@ -136,6 +140,8 @@ async fn accept(held: &Arc<Held>, settings: &Settings, job: &JobPayload, raw: &[
     };
     let lease = lease_of(held, settings, job, parts.len());
     let name = lease.name_any();
+    // The driver sees the lease as soon as it exists; it must not look for a payload that is still being written.
+    let arriving = held.arriving(&name);
     for attempt in 0u32.. {
         match write(held, &lease, &parts).await {
             Ok(()) => {
@@ -147,6 +153,7 @@ async fn accept(held: &Arc<Held>, settings: &Settings, job: &JobPayload, raw: &[
                     "job accepted"
                 );
                 held.shared.metrics.job_taken(&held.name);
+                drop(arriving);
                 held.wake();
                 return;
             }
