@@ -45,7 +45,12 @@ enum StepError {
 pub fn look(held: &Arc<Held>) -> Option<Timestamp> {
     let mut next: Option<Timestamp> = None;
     for environment in held.environments() {
-        let plan = plan::plan(&observe(held, &environment));
+        let observed = observe(held, &environment);
+        // While a job is open in it, that job's task writes its status.
+        if observed.lease_is_open && environment.metadata.deletion_timestamp.is_none() {
+            continue;
+        }
+        let plan = plan::plan(&observed);
         next = [next, plan.look_again_at].into_iter().flatten().min();
         let status = described(&environment, &plan);
         if plan.action.is_none() && environment.status.as_ref() == Some(&status) {

@@ -15,7 +15,7 @@ use crate::api::suspended_environment::{BoundLease, Phase, SuspendedEnvironmentS
 use crate::environment::check::{self, Refusal, Resumer, Verdict};
 use crate::environment::{self, plan};
 use crate::host::link::Link;
-use crate::kube_ext::is_conflict;
+use crate::kube_ext::{is_conflict, is_not_found};
 use crate::pool::slots::Slot;
 use crate::spool::order::ResumeOrder;
 use crate::telemetry::EnvironmentOutcome;
@@ -88,13 +88,16 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
         return Ok(Err(Refusal::UnknownToHost));
     }
     // (3)
-    let mut status = found.status.clone().unwrap_or_default();
+    let mut next = found.as_ref().clone();
+    let status = next.status.get_or_insert_default();
     status.phase = Some(Phase::Resuming);
     status.bound_lease = Some(BoundLease { name: driver.lease.name_any(), uid: job.lease_uid });
-    Ok(Ok(match write(driver, &found, status).await {
-        Ok(()) => Look::Bound(slot),
-        Err(DriveError::Kubernetes(error)) if is_conflict(&error) => Look::Wait("the environment".to_owned()),
-        Err(error) => return Err(error),
+    describe(driver, &mut next);
+    // Only if nobody changed it since it was checked; otherwise it is checked again.
+    Ok(Ok(match held.shared.environments.replace_status(&next).await {
+        Ok(_) => Look::Bound(slot),
+        Err(error) if is_conflict(&error) => Look::Wait("the environment".to_owned()),
+        Err(error) => return Err(error.into()),
     }))
 }
 
@@ -140,10 +143,11 @@ pub async fn in_use(driver: &Driver) -> Result<(), DriveError> {
     if found.phase() == Phase::InUse {
         return Ok(());
     }
-    let mut status = found.status.clone().unwrap_or_default();
-    status.phase = Some(Phase::InUse);
-    status.last_resumed_at = Some(Time(Timestamp::now()));
-    write(driver, &found, status).await?;
+    write(driver, &found, |status| {
+        status.phase = Some(Phase::InUse);
+        status.last_resumed_at = Some(Time(Timestamp::now()));
+    })
+    .await?;
     driver.held.shared.metrics.environment(&driver.held.name, EnvironmentOutcome::Resumed);
     let note = format!("resumed by job {}", driver.job.id);
     driver.held.shared.events.normal(found.as_ref(), "Resumed", "Resume", note).await;
@@ -153,12 +157,13 @@ pub async fn in_use(driver: &Driver) -> Result<(), DriveError> {
 /// Back to sleep after an end that was not the script's own: an accident never destroys an environment.
 pub async fn back_to_sleep(driver: &Driver, why: &str) -> Result<(), DriveError> {
     let Some(found) = bound(driver) else { return Ok(()) };
-    let mut status = found.status.clone().unwrap_or_default();
-    status.phase = Some(Phase::Suspended);
-    status.tier = Some(Tier::Hot);
-    status.bound_lease = None;
-    status.last_accident = Some(format!("job {}: {why}", driver.job.id));
-    write(driver, &found, status).await
+    write(driver, &found, |status| {
+        status.phase = Some(Phase::Suspended);
+        status.tier = Some(Tier::Hot);
+        status.bound_lease = None;
+        status.last_accident = Some(format!("job {}: {why}", driver.job.id));
+    })
+    .await
 }
 
 /// A lease that closes lets go of whatever it is still bound to.
@@ -170,18 +175,34 @@ pub async fn let_go(driver: &Driver) -> Result<(), DriveError> {
     }
 }
 
-/// Writes an environment's status with the conditions that follow from it.
+/// Changes an environment's status, with the conditions that follow from it, on top of whatever it is by now. One
+/// that is gone meanwhile needs no status.
 pub async fn write(
     driver: &Driver,
     environment: &SuspendedEnvironment,
-    status: SuspendedEnvironmentStatus,
+    change: impl Fn(&mut SuspendedEnvironmentStatus),
 ) -> Result<(), DriveError> {
-    let mut next = environment.clone();
-    next.status = Some(status);
-    let findings = plan::findings(&environment::observe(&driver.held, &next));
-    if let Some(status) = next.status.as_mut() {
-        environment::describe(status, environment.metadata.generation, &findings);
+    let store = &driver.held.shared.environments;
+    let name = environment.name_any();
+    loop {
+        let Some(current) = store.cache.get(&driver.held.namespace, &name) else { return Ok(()) };
+        let mut next = current.as_ref().clone();
+        change(next.status.get_or_insert_default());
+        describe(driver, &mut next);
+        match store.replace_status(&next).await {
+            Ok(_) => return Ok(()),
+            Err(error) if is_not_found(&error) => return Ok(()),
+            // The cache holds the newer version now.
+            Err(error) if is_conflict(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
-    driver.held.shared.environments.replace_status(&next).await?;
-    Ok(())
+}
+
+fn describe(driver: &Driver, environment: &mut SuspendedEnvironment) {
+    let findings = plan::findings(&environment::observe(&driver.held, environment));
+    let generation = environment.metadata.generation;
+    if let Some(status) = environment.status.as_mut() {
+        environment::describe(status, generation, &findings);
+    }
 }

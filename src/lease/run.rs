@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kube::ResourceExt;
 use tokio::time::Instant;
 
 use super::conversation::{Sent, Verdict};
@@ -16,6 +15,7 @@ use super::suspend::{self, Suspended};
 use super::{DriveError, Driver, order, resume};
 use crate::api::duration;
 use crate::api::job_lease::LeasePhase;
+use crate::api::suspended_environment::{Phase, object_name};
 use crate::gitlab::client::Wish;
 use crate::gitlab::reason::FailureReason;
 use crate::gitlab::trace::Trace;
@@ -443,14 +443,11 @@ async fn conclude_sealed(
     let suspend_due = result.is_some_and(|result| result.suspend_due);
     if suspend_due {
         // The log was closed after the suspend, so what became of it stands in the object.
-        let name = crate::api::suspended_environment::object_name(
-            &driver.held.name,
-            &driver.lease.spec.environment_id,
-        );
+        let name = object_name(&driver.held.name, &driver.lease.spec.environment_id);
         let kept = driver.held.shared.environments.read(&driver.held.namespace, &name).await?;
         let asleep = kept.is_some_and(|known| {
             known.metadata.deletion_timestamp.is_none()
-                && known.phase() == crate::api::suspended_environment::Phase::Suspended
+                && known.phase() == Phase::Suspended
         });
         if asleep {
             let wish = order::suspension(&driver.settings.spec, &driver.job);
@@ -546,13 +543,11 @@ async fn end_on_host(
         driver.held.shared.environments.delete(&environment).await?;
         let note = format!("released: job {} resumed it and did not suspend it again", driver.job.id);
         driver.held.shared.events.normal(environment.as_ref(), "Released", "Release", note).await;
-        let mut status = environment.status.clone().unwrap_or_default();
-        status.bound_lease = None;
-        status.phase = Some(crate::api::suspended_environment::Phase::Releasing);
-        let name = environment.name_any();
-        if let Some(marked) = driver.held.shared.environments.cache.get(&driver.held.namespace, &name) {
-            resume::write(driver, &marked, status).await?;
-        }
+        resume::write(driver, &environment, |status| {
+            status.bound_lease = None;
+            status.phase = Some(Phase::Releasing);
+        })
+        .await?;
         return Ok(());
     }
     if conclusion.kept {
@@ -629,7 +624,7 @@ async fn abandon_on(driver: &mut Driver, link: &Arc<Link>) -> Result<(), DriveEr
 fn is_kept(driver: &Driver) -> bool {
     driver.held.environments().iter().any(|known| {
         known.spec.environment_id == driver.lease.spec.environment_id
-            && known.phase() == crate::api::suspended_environment::Phase::Suspended
+            && known.phase() == Phase::Suspended
     })
 }
 

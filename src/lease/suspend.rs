@@ -216,22 +216,24 @@ async fn write_asleep(
     kept: &EnvironmentRecord,
     key: &str,
 ) -> Result<(), DriveError> {
-    let mut status = environment.status.clone().unwrap_or_default();
-    let again = status.bound_lease.take().is_some();
-    if status.phase == Some(Phase::Suspended) && !again {
+    if environment.phase() == Phase::Suspended && environment.bound_lease().is_none() {
+        // An earlier holder came this far.
         return Ok(());
     }
-    status.phase = Some(Phase::Suspended);
-    status.tier = Some(Tier::Hot);
-    status.environment_key = Some(key.to_owned());
-    status.revision += u32::from(again);
-    status.suspended_at = Some(Time(Timestamp::now()));
-    status.last_accident = None;
-    if let Some(context) = &kept.context {
-        status.processes = Some(context.processes);
-        status.cwd = Some(context.cwd.clone());
-    }
-    resume::write(driver, environment, status).await
+    let suspended_at = Time(Timestamp::now());
+    resume::write(driver, environment, |status| {
+        status.revision += u32::from(status.bound_lease.take().is_some());
+        status.phase = Some(Phase::Suspended);
+        status.tier = Some(Tier::Hot);
+        status.environment_key = Some(key.to_owned());
+        status.suspended_at = Some(suspended_at.clone());
+        status.last_accident = None;
+        if let Some(context) = &kept.context {
+            status.processes = Some(context.processes);
+            status.cwd = Some(context.cwd.clone());
+        }
+    })
+    .await
 }
 
 /// The suspend failed on the host: the object goes again, and with it the claim on the slot.

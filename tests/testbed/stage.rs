@@ -111,6 +111,7 @@ impl Stage {
         stage.apply_pool(setting.pool.clone()).await?;
         stage.operator = Some(stage.start_operator("operator-a").await?);
         stage.until_condition("runnerpool", POOL, "Ready").await?;
+        stage.until_hosts("Ready").await?;
         Ok(stage)
     }
 
@@ -220,6 +221,15 @@ impl Stage {
         })
         .await;
         result.with_context(|| format!("it is {last:#}\n{}", self.operator_log()))
+    }
+
+    /// Waits until every host of the pool is in a state.
+    pub async fn until_hosts(&self, state: &str) -> Result<Value> {
+        self.until_object("runnerpool", POOL, &format!("every host is {state}"), |pool| {
+            let hosts = pool["status"]["hosts"].as_array().cloned().unwrap_or_default();
+            hosts.len() == self.hosts.len() && hosts.iter().all(|host| host["state"] == state)
+        })
+        .await
     }
 
     /// Waits until no object of a kind is left.
