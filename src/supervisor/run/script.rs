@@ -11,6 +11,9 @@ pub const CONTEXT_FILE: &str = ".dormouse-context";
 /// Variables that belong to a shell or to one job, and are not kept for the next.
 const NEVER_KEPT: &str = "_|SHLVL|PWD|OLDPWD|BASH*|GIT_CONFIG_*|DORMOUSE_*";
 
+/// Longest `NAME=value` that Linux hands to a program, in bytes.
+const LONGEST_EXPORT: usize = 128 * 1024;
+
 /// What every stage of a job begins with.
 #[derive(Debug)]
 pub struct Envelope<'a> {
@@ -54,7 +57,11 @@ pub struct Restored {
 impl Envelope<'_> {
     /// The whole script of a stage.
     pub fn script(&self, body: &Body<'_>) -> String {
-        let mut inner = String::new();
+        // Folders first: with large variables exported, no program can be started any more.
+        let mut inner = folder(self.temporary, "-m 700");
+        if matches!(body, Body::Commands { .. }) {
+            inner.push_str(&folder(self.workspace, ""));
+        }
         if let Body::Commands { restored: Some(restored), .. } = body {
             for (key, value) in &restored.variables {
                 export(&mut inner, key, value);
@@ -84,8 +91,6 @@ impl Envelope<'_> {
     }
 
     fn exports(&self, out: &mut String) {
-        let temporary = quote(self.temporary);
-        out.push_str(&format!("[[ -d {temporary} ]] || mkdir -p -m 700 {temporary}\n"));
         for variable in self.variables.exports() {
             if let Some(content) = &variable.content {
                 out.push_str(&format!(
@@ -112,8 +117,7 @@ impl Envelope<'_> {
     }
 
     fn enter_workspace(&self, out: &mut String, restored: Option<&Restored>) {
-        let workspace = quote(self.workspace);
-        out.push_str(&format!("[[ -d {workspace} ]] || mkdir -p {workspace}\ncd {workspace}\n"));
+        out.push_str(&format!("cd {}\n", quote(self.workspace)));
         if let Some(restored) = restored.filter(|restored| !restored.cwd.is_empty()) {
             let cwd = quote(&restored.cwd);
             out.push_str(&format!("if [[ -d {cwd} && -x {cwd} ]]; then cd {cwd}; fi\n"));
@@ -145,8 +149,21 @@ impl Envelope<'_> {
     }
 }
 
+fn folder(path: &str, flags: &str) -> String {
+    let path = quote(path);
+    format!("[[ -d {path} ]] || mkdir -p {flags} {path}\n")
+}
+
+/// A variable that is too long for the kernel stays the shell's own: exported, it would keep every program from
+/// being started.
 fn export(out: &mut String, key: &str, value: &str) {
-    out.push_str(&format!("export {key}={}\n", quote(value)));
+    let verb = if is_too_long(key, value) { "" } else { "export " };
+    out.push_str(&format!("{verb}{key}={}\n", quote(value)));
+}
+
+/// Whether the kernel would refuse to hand the variable to a program.
+pub fn is_too_long(key: &str, value: &str) -> bool {
+    key.len() + value.len() + 2 > LONGEST_EXPORT
 }
 
 /// Shows a command in bold green and runs it; of several lines only the first is shown.

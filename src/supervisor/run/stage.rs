@@ -21,7 +21,7 @@ use crate::supervisor::log::JobLog;
 use crate::supervisor::log::timestamp::Stream;
 use crate::supervisor::state::EnvironmentFolder;
 use crate::supervisor::tree::Tree;
-use crate::supervisor::tree::marked::{MARK_VARIABLE, mark};
+use crate::supervisor::tree::marked::MARK_VARIABLE;
 use crate::supervisor::user::JobUser;
 
 /// How long processes that were asked to end may take before they are killed.
@@ -77,12 +77,7 @@ impl Shell {
     ///
     /// # Errors
     /// When the pipe cannot be opened.
-    pub fn new(
-        folder: &EnvironmentFolder,
-        job_mark: (&str, u64),
-        user: Option<JobUser>,
-        cancel: CancelWatch,
-    ) -> io::Result<Self> {
+    pub fn new(folder: &EnvironmentFolder, user: Option<JobUser>, cancel: CancelWatch) -> io::Result<Self> {
         let path = folder.output();
         // A pipe opened for both never ends and never breaks, whoever else comes and goes.
         let read = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -91,8 +86,7 @@ impl Shell {
         let writer = rustix::fs::open(&path, write, Mode::empty())?;
         let readable = std::env::vars_os()
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-        let mut base = inherited(readable, user.as_ref());
-        base.insert(MARK_VARIABLE.to_owned(), mark(job_mark.0, job_mark.1));
+        let base = inherited(readable, user.as_ref());
         Ok(Self { base, user, output, writer, cancel })
     }
 
@@ -114,7 +108,7 @@ impl Shell {
         stdin.write_all(script.as_bytes())?;
         stdin.rewind()?;
         let mut command = launch::command(tree.door(), self.user.as_ref(), "bash");
-        command.env_clear().envs(&self.base).current_dir("/");
+        command.env_clear().envs(&self.base).env(MARK_VARIABLE, &tree.name).current_dir("/");
         command.stdin(Stdio::from(stdin));
         command.stdout(Stdio::from(self.writer.try_clone()?));
         command.stderr(Stdio::from(self.writer.try_clone()?));
