@@ -56,6 +56,14 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The supervisor where nothing of these kinds is mounted; takes root.
+fn without_mounts(kinds: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--", "sh", "-c", "umount -a -l -t \"$1\"; shift; exec \"$@\"", "sh", kinds]);
+    command.arg(supervisor());
+    command
+}
+
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -63,15 +71,32 @@ fn is_root() -> bool {
 /// A host: folders of its own, and everything on it ended when the test is over.
 struct Host {
     folder: tempfile::TempDir,
+    cgroups: Cgroups,
+}
+
+/// Which cgroups the supervisor of a host finds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cgroups {
+    /// Those of this machine.
+    AsTheyAre,
+    /// Version 1 alone.
+    OnlyV1,
+    /// None.
+    None,
 }
 
 impl Host {
     fn new() -> Self {
+        Self::with_cgroups(Cgroups::AsTheyAre)
+    }
+
+    /// A host whose kernel offers less than this machine's.
+    fn with_cgroups(cgroups: Cgroups) -> Self {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         // The users of slots must reach their folders.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        Self { folder }
+        Self { folder, cgroups }
     }
 
     fn path(&self, below: &str) -> PathBuf {
@@ -91,7 +116,11 @@ impl Host {
     }
 
     fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(supervisor());
+        let mut command = match self.cgroups {
+            Cgroups::AsTheyAre => Command::new(supervisor()),
+            Cgroups::OnlyV1 => without_mounts("cgroup2"),
+            Cgroups::None => without_mounts("cgroup,cgroup2"),
+        };
         command.args(words).arg("--state-dir").arg(self.path("state"));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command

@@ -4,7 +4,7 @@ use dormouse::spool::record::{JobState, Outcome, ScriptEnd};
 use dormouse::spool::verb::{Answer, RefusalReason};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use super::{Host, order, refused, step, until, variable};
+use super::{Cgroups, Host, is_root, order, refused, step, until, variable};
 
 /// A script that notes its background process and waits for ever.
 const ENDLESS: &[&str] = &["sleep 1000 & echo $! > pid", "echo begun", "wait"];
@@ -74,7 +74,32 @@ fn a_graceful_cancel_stops_the_script_and_runs_after_script() {
 
 #[test]
 fn an_abort_ends_everything_at_once_even_what_ignores_signals() {
+    abort_everything(Host::new());
+}
+
+#[test]
+fn an_abort_without_cgroups_finds_what_left_the_session() {
+    if !is_root() {
+        eprintln!("left out: hiding the cgroups takes root");
+        return;
+    }
+    abort_everything(Host::with_cgroups(Cgroups::None));
+}
+
+#[test]
+fn what_is_asked_to_end_may_clean_up_first() {
     let host = Host::new();
+    let script = &[
+        "bash -c 'trap \"sleep 0.3; echo cleaned up; exit\" TERM; echo begun; while :; do sleep 0.05; done'",
+    ];
+    let mut following = host.start(&order(&host, "env1", 1, script));
+    following.until_log("01O begun");
+    assert_eq!(host.ask("cancel --environment env1 --job 1 --epoch 1 --graceful"), Answer::Done);
+    let text = following.to_end().text();
+    assert!(text.contains("01O cleaned up"), "{text}");
+}
+
+fn abort_everything(host: Host) {
     let stubborn = &[
         "trap '' TERM INT HUP",
         "sleep 1000 & echo $! > pid",

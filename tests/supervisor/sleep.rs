@@ -7,7 +7,7 @@ use dormouse::spool::record::{EnvironmentPhase, Freezer, Outcome};
 use dormouse::spool::verb::{Answer, RefusalReason};
 use rustix::process::{Pid, test_kill_process};
 
-use super::{Host, TOKEN, masked, order, refused, resuming, step, until, variable};
+use super::{Cgroups, Host, TOKEN, is_root, masked, order, refused, resuming, step, until, variable};
 
 fn sleeping(order: JobOrder) -> JobOrder {
     JobOrder { suspend: SuspendPlan { on_success: true, on_failure: true }, ..order }
@@ -33,7 +33,29 @@ fn ticks(host: &Host) -> usize {
 
 #[test]
 fn folder_variables_and_processes_wake_as_they_were() {
-    let host = Host::new();
+    wake_as_it_was(Host::new(), None);
+}
+
+#[test]
+fn the_freezer_of_cgroup_v1_does_too() {
+    if !is_root() || std::fs::read_to_string("/proc/self/mountinfo").is_ok_and(|all| !all.contains("freezer"))
+    {
+        eprintln!("left out: takes root and a mounted v1 freezer");
+        return;
+    }
+    wake_as_it_was(Host::with_cgroups(Cgroups::OnlyV1), Some(Freezer::CgroupV1));
+}
+
+#[test]
+fn signals_do_too() {
+    if !is_root() {
+        eprintln!("left out: hiding the cgroups takes root");
+        return;
+    }
+    wake_as_it_was(Host::with_cgroups(Cgroups::None), Some(Freezer::Signals));
+}
+
+fn wake_as_it_was(host: Host, freezer: Option<Freezer>) {
     let mut first = sleeping(order(
         &host,
         "env1",
@@ -54,6 +76,7 @@ fn folder_variables_and_processes_wake_as_they_were() {
     assert_eq!(context.cwd, host.workspace().join("deep/er").to_str().unwrap());
     assert!(context.processes >= 1);
     assert_ne!(context.freezer, Freezer::Nothing);
+    assert!(freezer.is_none_or(|freezer| freezer == context.freezer), "{:?}", context.freezer);
     assert_eq!(host.suspend("env1", 1), asleep, "a second suspend changes nothing");
     for folder in ["state", "builds"] {
         for secret in [TOKEN, "hush-hush-hush"] {

@@ -126,34 +126,40 @@ impl Shell {
         limits: Limits,
         log: &mut JobLog,
     ) -> io::Result<StageEnd> {
-        let ending = child_notice(&child)?;
+        let mut ending = child_notice(&child)?;
         let mut stopping: Option<Stopping> = None;
+        let mut exited = None;
         loop {
             self.wait(ending.as_ref(), next_look(limits, stopping.as_ref()))?;
             self.copy_output(CHUNK, log)?;
-            if let Some(status) = child.try_wait()? {
+            exited = exited.or(child.try_wait()?);
+            let end = match (exited, &stopping) {
+                (Some(status), None) => Some(StageEnd::Exited(exit_code(status))),
+                // What was asked to end is waited for as a whole: the shell dies before the programs it started.
+                (Some(_), Some(stopping)) => tree.processes()?.is_empty().then_some(stopping.cause),
+                (None, _) => None,
+            };
+            if let Some(end) = end {
                 self.copy_output(LAST_OUTPUT, log)?;
                 log.settle()?;
-                return Ok(
-                    stopping.map_or_else(|| StageEnd::Exited(exit_code(status)), |stopping| stopping.cause)
-                );
+                return Ok(end);
+            }
+            if exited.is_some() {
+                // It would stay readable, and the loop would spin.
+                ending = None;
             }
             let now = Instant::now();
             let cause = self.cause_to_stop(limits, now)?;
             match (&mut stopping, cause) {
                 (None, Some(cause)) => {
                     tree.terminate()?;
-                    let patience =
-                        if cause == StageEnd::Canceled(CancelWish::Abort) { Duration::ZERO } else { GRACE };
-                    stopping = Some(Stopping { cause, kill_at: now + patience });
+                    let is_abort = cause == StageEnd::Canceled(CancelWish::Abort);
+                    stopping = Some(Stopping { cause, kill_at: if is_abort { now } else { now + GRACE } });
                 }
-                (Some(stopping), cause) => {
-                    if cause == Some(StageEnd::Canceled(CancelWish::Abort)) {
-                        stopping.cause = StageEnd::Canceled(CancelWish::Abort);
-                        stopping.kill_at = stopping.kill_at.min(now);
-                    }
+                (Some(stopping), Some(cause @ StageEnd::Canceled(CancelWish::Abort))) => {
+                    *stopping = Stopping { cause, kill_at: stopping.kill_at.min(now) };
                 }
-                (None, None) => {}
+                (Some(_), _) | (None, None) => {}
             }
             if stopping.as_ref().is_some_and(|stopping| stopping.kill_at <= now) {
                 tree.kill()?;
