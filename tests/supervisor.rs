@@ -2,6 +2,12 @@
 //!
 //! Runs the static binary as the operator does, only without SSH. Each test has a host of its own: a state folder
 //! and a builds folder. What takes root is left out without it, and the test says so.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a panic is how a test fails"
+)]
 
 mod claims;
 mod ends;
@@ -185,7 +191,7 @@ impl Host {
             let line = format!("seal --environment {environment} --job {id} --epoch 1");
             self.ask_with(&line, "");
         }
-        started.to_end()
+        started.into_end()
     }
 
     /// Starts a job and leaves it running.
@@ -320,7 +326,7 @@ impl Following {
         assert!(seen, "did not see that {what}: {:?}", self.streamed);
     }
 
-    fn to_end(mut self) -> Streamed {
+    fn into_end(mut self) -> Streamed {
         self.read_until(|_| false);
         self.child.wait().unwrap();
         std::mem::take(&mut self.streamed)

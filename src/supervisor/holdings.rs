@@ -65,7 +65,10 @@ impl Holdings {
     /// # Errors
     /// When some do not vanish in time; the others are gone all the same.
     pub fn kill(&self) -> io::Result<()> {
-        let each = self.trees.iter().map(|tree| tree.kill().and_then(|()| tree.remove()));
-        each.fold(Ok(()), |so_far, one| so_far.and(one))
+        let mut outcome = Ok(());
+        for tree in &self.trees {
+            outcome = outcome.and(tree.kill().and_then(|()| tree.remove()));
+        }
+        outcome
     }
 }

@@ -5,7 +5,7 @@ use dormouse::spool::verb::{Answer, RefusalReason};
 use super::{Host, order, refused};
 
 fn start_refused(host: &Host, order: &dormouse::spool::order::JobOrder) -> RefusalReason {
-    let ran = host.start(order).to_end();
+    let ran = host.start(order).into_end();
     refused(ran.answer.unwrap())
 }
 

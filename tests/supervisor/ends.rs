@@ -65,7 +65,7 @@ fn a_graceful_cancel_stops_the_script_and_runs_after_script() {
     let mut following = host.start(&order);
     following.until_log("01O begun");
     assert_eq!(host.ask("cancel --environment env1 --job 1 --epoch 1 --graceful"), Answer::Done);
-    let ran = following.to_end();
+    let ran = following.into_end();
     assert_eq!(ran.record().result.as_ref().unwrap().outcome, Outcome::Canceled);
     assert!(ran.text().contains("after canceled"), "{}", ran.text());
     assert!(ran.text().contains("ERROR: Job failed: canceled"), "{}", ran.text());
@@ -95,7 +95,7 @@ fn what_is_asked_to_end_may_clean_up_first() {
     let mut following = host.start(&order(&host, "env1", 1, script));
     following.until_log("01O begun");
     assert_eq!(host.ask("cancel --environment env1 --job 1 --epoch 1 --graceful"), Answer::Done);
-    let text = following.to_end().text();
+    let text = following.into_end().text();
     assert!(text.contains("01O cleaned up"), "{text}");
 }
 
@@ -112,7 +112,7 @@ fn abort_everything(host: Host) {
     let mut following = host.start(&order);
     following.until_log("01O begun");
     assert_eq!(host.ask("cancel --environment env1 --job 1 --epoch 1"), Answer::Done);
-    let ran = following.to_end();
+    let ran = following.into_end();
     assert_eq!(ran.record().result.as_ref().unwrap().outcome, Outcome::Canceled);
     assert!(!ran.text().contains("01O after"), "{}", ran.text());
     assert_gone(background(&host));
@@ -152,7 +152,7 @@ fn a_killed_supervisor_is_told_as_dead_and_what_it_left_can_be_released() {
     // The operator ends the log, and only then the stream ends.
     let answer = host.ask_with("seal --environment env1 --job 1 --epoch 1", "the supervisor is gone");
     assert!(matches!(answer, Answer::Log(_)), "{answer:?}");
-    let ran = following.to_end();
+    let ran = following.into_end();
     assert!(ran.text().ends_with("the supervisor is gone\n"), "{}", ran.text());
     let another = serde_json::to_vec(&order(&host, "env2", 2, &["true"])).unwrap();
     assert!(String::from_utf8_lossy(&host.give(&["start"], &another).stdout).contains("SlotTaken"));

@@ -79,7 +79,7 @@ fn a_neighbour_can_neither_read_nor_signal_nor_forge() {
 fn a_user_per_slot_without_root_is_refused_with_the_way_out() {
     if !is_root() {
         let host = Host::new();
-        let ran = host.start(&in_slot(0, order(&host, "env1", 1, &["true"]))).to_end();
+        let ran = host.start(&in_slot(0, order(&host, "env1", 1, &["true"]))).into_end();
         refused(ran.answer.unwrap());
     }
 }

@@ -25,7 +25,7 @@ fn a_line_is_appended_once_and_the_seal_is_the_end() {
     assert_eq!(refused(host.ask_with(late, "late")), RefusalReason::Sealed);
     assert_eq!(host.append("env1", 1, "key", "Job environment suspended: k"), end);
 
-    let ran = following.to_end();
+    let ran = following.into_end();
     assert_eq!((ran.log.len() as u64, ran.crc32), (end.length, end.crc32));
     let text = ran.text();
     assert_eq!(text.matches("Job environment suspended: k").count(), 1, "{text}");

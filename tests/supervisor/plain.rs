@@ -165,7 +165,7 @@ fn a_prompt_without_end_of_line_is_shown_at_once() {
     let mut following = host.start(&order(&host, "env1", 1, &[&script]));
     following.until_log("01O Continue? ");
     std::fs::write(go, "").unwrap();
-    assert!(following.to_end().text().contains("yes"));
+    assert!(following.into_end().text().contains("yes"));
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn the_first_start_wins_and_a_second_one_streams_the_same_job() {
     let order = order(&host, "env1", 1, &["echo once >> ../count", "sleep 0.2"]);
     let first = host.start(&order);
     let second = host.start(&order);
-    let (first, second) = (first.to_end(), second.to_end());
+    let (first, second) = (first.into_end(), second.into_end());
     assert_eq!(first.text(), second.text());
     assert_eq!(host.run(&order).text(), first.text());
     assert_eq!(std::fs::read_to_string(host.workspace().with_file_name("count")).unwrap(), "once\n");
@@ -202,7 +202,7 @@ fn a_job_outlives_the_connection_that_started_it() {
     assert_eq!(host.status("env1", 1).state, JobState::Running);
     let attached = host.attach("env1", 1, offset);
     std::fs::write(go, "").unwrap();
-    let after = attached.to_end();
+    let after = attached.into_end();
     assert_eq!(after.first_offset, Some(offset));
     let whole = [before, after.log.clone()].concat();
     assert_eq!(String::from_utf8(whole.clone()).unwrap(), host.log("env1", 1));

@@ -157,7 +157,7 @@ fn a_canceled_resume_ends_its_own_processes_and_keeps_the_environments() {
     let own = std::fs::read_to_string(host.workspace().join("own")).unwrap();
     let own = Pid::from_raw(own.trim().parse().unwrap()).unwrap();
     assert_eq!(host.ask("cancel --environment env1 --job 2 --epoch 1"), Answer::Done);
-    let ran = following.to_end();
+    let ran = following.into_end();
     let result = ran.record().result.clone().unwrap();
     assert!(result.outcome == Outcome::Canceled && !result.suspend_due);
     until("the job's own process is gone", || test_kill_process(own).is_err().then_some(()));
@@ -172,7 +172,7 @@ fn a_canceled_resume_ends_its_own_processes_and_keeps_the_environments() {
 fn a_resume_is_refused_unless_everything_is_as_it_was() {
     let host = Host::new();
     put_to_sleep(&host, &["echo work > file"]);
-    let refused = |order: &JobOrder| refused(host.start(order).to_end().answer.unwrap());
+    let refused = |order: &JobOrder| refused(host.start(order).into_end().answer.unwrap());
     let resume = resuming(&host, "env1", 2, &["true"]);
 
     let mut other = resume.clone();
@@ -208,7 +208,7 @@ fn a_resume_is_refused_unless_everything_is_as_it_was() {
 
     let first = host.start(&resume);
     let in_use = resuming(&host, "env1", 3, &["true"]);
-    let ran = first.to_end();
+    let ran = first.into_end();
     assert_eq!(ran.record().result.as_ref().unwrap().outcome, Outcome::Success, "{}", ran.text());
     assert_eq!(refused(&in_use), RefusalReason::InUse);
 }
