@@ -5,7 +5,7 @@ use std::process::Command;
 use dormouse::spool::order::{Isolation, JobOrder, SuspendPlan};
 use dormouse::spool::record::{EnvironmentPhase, Outcome};
 
-use super::{Host, is_root, order, refused, until};
+use super::{Host, is_root, order, refused, resuming, until};
 
 /// Slots that nothing else on the machine uses; their users go away with the test.
 struct Users;
@@ -69,6 +69,10 @@ fn a_neighbour_can_neither_read_nor_signal_nor_forge() {
     assert_eq!(ran.record().result.as_ref().unwrap().outcome, Outcome::Success, "{text}");
     assert!(text.contains("01O tried everything"), "{text}");
     assert!(!text.contains("precious\n"), "{text}");
+    let mut third = resuming(&host, "env1", 3, &["cat file; kill -0 $(cat pid) && echo alive"]);
+    third.resume.as_mut().unwrap().workspace = workspace.to_str().unwrap().into();
+    let text = host.run(&in_slot(first, third)).text();
+    assert!(text.contains("01O precious\n") && text.contains("01O alive\n"), "{text}");
     host.release("env1");
     let proc_entry = std::path::PathBuf::from(format!("/proc/{}", pid.trim()));
     until("the sleeper's process is gone", || (!proc_entry.exists()).then_some(()));

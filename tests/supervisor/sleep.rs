@@ -121,6 +121,17 @@ fn wake_as_it_was(host: Host, freezer: Option<Freezer>) {
 }
 
 #[test]
+fn a_shell_that_keeps_a_history_gets_it_back() {
+    let host = Host::new();
+    let file = host.path("history");
+    let script = format!("export HISTFILE={}; set -o history", file.display());
+    put_to_sleep(&host, &[&script, "history -s make everything"]);
+    std::fs::remove_file(&file).unwrap();
+    let text = host.run(&resuming(&host, "env1", 2, &["cat $HISTFILE"])).text();
+    assert!(text.contains("01O make everything"), "{text}");
+}
+
+#[test]
 fn an_environment_sleeps_again_and_its_clock_goes_on() {
     let host = Host::new();
     put_to_sleep(&host, &[CLOCK]);

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::admission::Admitted;
 use super::cancel::{CancelWatch, CancelWish};
 use super::duration;
-use super::script::{Body, CONTEXT_FILE, Envelope, Restored, is_too_long};
+use super::script::{Body, CONTEXT_FILE, Envelope, HISTORY_FILE, Restored, is_too_long};
 use super::sources::{self, Strategy};
 use super::stage::{Limits, Shell, StageEnd};
 use super::variables::{JobVariables, Surroundings};
@@ -472,17 +472,20 @@ impl Job {
     }
 
     fn draft_context(&mut self) -> Result<(), JobError> {
-        let left = workspace::read_left_behind(&self.admitted.environment, CONTEXT_FILE, context::LONGEST);
-        match left {
-            Ok(Some(left)) => {
-                let context = SavedContext::from_script(&left, &self.variables, &self.shell.base);
-                context::write_draft(&self.admitted.folder, &context)
-                    .map_err(host("failed to keep the script's context"))
-            }
+        match self.left_behind() {
+            Ok(Some(context)) => context::write_draft(&self.admitted.folder, &context)
+                .map_err(host("failed to keep the script's context")),
             Ok(None) => Ok(()),
             Err(error) => warn(&mut self.log, &format!("the script's context is not kept: {error}"))
                 .map_err(JobError::Log),
         }
+    }
+
+    fn left_behind(&self) -> io::Result<Option<SavedContext>> {
+        let read = |name| workspace::read_left_behind(&self.admitted.environment, name, context::LONGEST);
+        let Some(left) = read(CONTEXT_FILE)? else { return Ok(None) };
+        let history = read(HISTORY_FILE)?.unwrap_or_default();
+        Ok(Some(SavedContext::from_script(&left, &history, &self.variables, &self.shell.base)))
     }
 
     fn enter(&mut self, stage: &str, title: &str) -> Result<(), JobError> {

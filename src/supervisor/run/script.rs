@@ -8,8 +8,14 @@ use super::variables::JobVariables;
 /// Name of the file, in the folder of file variables, that a script's end leaves its context in.
 pub const CONTEXT_FILE: &str = ".dormouse-context";
 
+/// Name of the file, beside it, with the shell's history.
+pub const HISTORY_FILE: &str = ".dormouse-history";
+
 /// Variables that belong to a shell or to one job, and are not kept for the next.
 const NEVER_KEPT: &str = "_|SHLVL|PWD|OLDPWD|BASH*|GIT_CONFIG_*|DORMOUSE_*";
+
+/// Lines of history that are kept: enough for a person, and far from a burden.
+const HISTORY_LINES: u32 = 1000;
 
 /// Longest `NAME=value` that Linux hands to a program, in bytes.
 const LONGEST_EXPORT: usize = 128 * 1024;
@@ -52,6 +58,8 @@ pub struct Restored {
     pub cwd: String,
     /// Exported variables; the job's own win over them.
     pub variables: Vec<(String, String)>,
+    /// The shell's history, for a `HISTFILE` that is not there any more.
+    pub history: String,
 }
 
 impl Envelope<'_> {
@@ -122,6 +130,12 @@ impl Envelope<'_> {
             let cwd = quote(&restored.cwd);
             out.push_str(&format!("if [[ -d {cwd} && -x {cwd} ]]; then cd {cwd}; fi\n"));
         }
+        if let Some(restored) = restored.filter(|restored| !restored.history.is_empty()) {
+            let history = quote(&restored.history);
+            out.push_str(&format!(
+                "[[ -z ${{HISTFILE-}} || -e $HISTFILE ]] || printf %s {history} 2>/dev/null > \"$HISTFILE\" || :\n"
+            ));
+        }
     }
 
     /// Lets the script's end write its working directory and exported variables, but none that GitLab gave.
@@ -129,6 +143,7 @@ impl Envelope<'_> {
         let given: String =
             self.variables.exports().iter().map(|variable| format!("|{}", variable.key)).collect();
         let file = quote(&format!("{}/{CONTEXT_FILE}", self.temporary));
+        let history = quote(&format!("{}/{HISTORY_FILE}", self.temporary));
         out.push_str(&format!(
             "__dormouse_keep() {{\n\
              {{ set +o xtrace; }} 2>/dev/null\n\
@@ -137,6 +152,8 @@ impl Envelope<'_> {
              for name in $(compgen -e); do case $name in {NEVER_KEPT}{given}) ;; \
              *) printf '%s=%s\\0' \"$name\" \"${{!name-}}\" ;; esac; done\n\
              }} 2>/dev/null >| {file} || :\n\
+             if [[ -n ${{HISTFILE-}} ]]; then {{ history -a; tail -n {HISTORY_LINES} \"$HISTFILE\"; }} \
+             2>/dev/null >| {history} || :; fi\n\
              }}\n\
              trap __dormouse_keep EXIT\n"
         ));

@@ -262,7 +262,13 @@ fn inherited(
 ) -> BTreeMap<String, String> {
     const PRIVATE: [&str; 7] = ["SSH_", "SUDO_", "XDG_", "DBUS_", "DORMOUSE_", "GIT_", "BASH_"];
     const SHELLS_OWN: [&str; 6] = ["_", "SHLVL", "PWD", "OLDPWD", "MAIL", "TERM"];
+    // Another user gets nothing of the caller's but the host's own settings.
+    const FOR_OTHERS: [&str; 4] = ["PATH", "LANG", "LANGUAGE", "TZ"];
+    let is_for_others = |key: &str| {
+        FOR_OTHERS.contains(&key) || key.starts_with("LC_") || key.to_lowercase().ends_with("_proxy")
+    };
     let mut base: BTreeMap<String, String> = all
+        .filter(|(key, _)| user.is_none() || is_for_others(key))
         .filter(|(key, _)| !PRIVATE.iter().any(|prefix| key.starts_with(prefix)))
         .filter(|(key, _)| !SHELLS_OWN.contains(&key.as_str()))
         .collect();
