@@ -1,7 +1,13 @@
 //! Integration tests: the bed checks itself first, then the product runs on it.
 
+#[cfg(feature = "operator")]
 mod bed_control_plane;
+#[cfg(feature = "operator")]
 mod bed_hosts;
+#[cfg(feature = "operator")]
 mod gitlab_stand_in;
+#[cfg(feature = "operator")]
 mod main_job;
+mod supervisor;
+#[cfg(feature = "operator")]
 mod testbed;

@@ -74,11 +74,13 @@ pub fn stream(job: &JobFolder, record: JobRecord, from: u64) -> io::Result<()> {
         Frame::Status(Box::new(shown.clone())),
     ])?;
     let mut last_sent = Instant::now();
+    let mut changed = true;
     loop {
         // The record before the log: what was written before a seal is then read after seeing the seal.
-        let record = job.read()?;
+        let record = if changed { job.read()? } else { Some(shown.record.clone()) };
         let Some(record) = record else { return Ok(()) };
-        let now = StatusFrame { alive: process::is_alive(&record.runner), record };
+        let alive = if changed { process::is_alive(&record.runner) } else { shown.alive };
+        let now = StatusFrame { alive, record };
         if send_log(&mut log)? {
             last_sent = Instant::now();
         }
@@ -95,9 +97,11 @@ pub fn stream(job: &JobFolder, record: JobRecord, from: u64) -> io::Result<()> {
             send(&[Frame::Beat])?;
             last_sent = Instant::now();
         }
-        if !notices.wait(BEAT.saturating_sub(last_sent.elapsed()), shown.alive)? {
-            return Ok(());
-        }
+        changed = match notices.wait(BEAT.saturating_sub(last_sent.elapsed()), shown.alive)? {
+            Notice::NobodyListens => return Ok(()),
+            Notice::LogAlone => false,
+            Notice::Anything => true,
+        };
     }
 }
 
@@ -132,6 +136,16 @@ fn send(frames: &[Frame]) -> io::Result<()> {
     out.flush()
 }
 
+/// What a wait has ended with.
+enum Notice {
+    /// Nobody reads standard output any more.
+    NobodyListens,
+    /// At most the log has grown.
+    LogAlone,
+    /// The record or the process may have changed, or nothing has.
+    Anything,
+}
+
 /// Everything that can change what is streamed, as descriptors to wait for.
 struct Notices {
     files: Option<OwnedFd>,
@@ -150,15 +164,16 @@ impl Notices {
         Ok(Self { files: files.ok(), runner: runner.filter(|_| process::is_alive(&record.runner)) })
     }
 
-    /// Waits for a change, at most so long; `false` when nobody reads standard output any more.
-    fn wait(&self, at_most: Duration, alive: bool) -> io::Result<bool> {
+    /// Waits for a change, at most so long.
+    fn wait(&self, at_most: Duration, alive: bool) -> io::Result<Notice> {
         let stdout = io::stdout();
         let mut sources = vec![PollFd::new(&stdout, PollFlags::empty())];
-        sources.extend(self.files.iter().map(|files| PollFd::new(files, PollFlags::IN)));
         if alive {
             // Its end is told once; afterwards the descriptor would stay readable for ever.
             sources.extend(self.runner.iter().map(|runner| PollFd::new(runner, PollFlags::IN)));
         }
+        let others = sources.len();
+        sources.extend(self.files.iter().map(|files| PollFd::new(files, PollFlags::IN)));
         let blind = self.files.is_none() || (alive && self.runner.is_none());
         let patience = if blind { at_most.min(LOOK_AGAIN) } else { at_most };
         let timeout = Timespec::try_from(patience).map_err(io::Error::other)?;
@@ -167,12 +182,24 @@ impl Notices {
             Err(error) => return Err(error.into()),
         }
         let broken = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
-        let listened_to = sources.first().is_some_and(|stdout| !stdout.revents().intersects(broken));
-        if let Some(files) = &self.files {
-            let mut buffer = [const { MaybeUninit::uninit() }; 4096];
-            let mut notices = inotify::Reader::new(files, &mut buffer);
-            while notices.next().is_ok() {}
+        if sources.first().is_some_and(|stdout| stdout.revents().intersects(broken)) {
+            return Ok(Notice::NobodyListens);
         }
-        Ok(listened_to)
+        let ended = sources.iter().take(others).skip(1).any(|runner| !runner.revents().is_empty());
+        Ok(if !ended && self.only_log_has_grown() { Notice::LogAlone } else { Notice::Anything })
+    }
+
+    /// Takes the notices about files away; whether there were any, and all of them about the log.
+    fn only_log_has_grown(&self) -> bool {
+        let Some(files) = &self.files else { return false };
+        let mut buffer = [const { MaybeUninit::uninit() }; 4096];
+        let mut notices = inotify::Reader::new(files, &mut buffer);
+        let mut any = false;
+        let mut only_log = true;
+        while let Ok(notice) = notices.next() {
+            any = true;
+            only_log &= notice.file_name().is_some_and(|name| name.to_bytes() == b"log");
+        }
+        any && only_log
     }
 }

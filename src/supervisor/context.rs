@@ -28,11 +28,20 @@ pub struct SavedContext {
     pub cwd: String,
     /// Exported variables.
     pub variables: Vec<(String, String)>,
+    /// The shell's history, if it kept one.
+    #[serde(default)]
+    pub history: String,
 }
 
 impl SavedContext {
     /// Reads what a script left, and leaves out secrets, what GitLab gave and what every script gets.
-    pub fn from_script(left: &[u8], given: &JobVariables, base: &BTreeMap<String, String>) -> Self {
+    pub fn from_script(
+        left: &[u8],
+        history: &[u8],
+        given: &JobVariables,
+        base: &BTreeMap<String, String>,
+    ) -> Self {
+        let is_open = |text: &str| !given.secrets().iter().any(|secret| text.contains(secret.as_str()));
         let mut entries = left.split(|byte| *byte == 0).map(String::from_utf8_lossy);
         let cwd = entries.next().unwrap_or_default().into_owned();
         let variables = entries
@@ -41,16 +50,18 @@ impl SavedContext {
                 let keep = is_exportable(key)
                     && given.value(key).is_none()
                     && base.get(key).is_none_or(|inherited| inherited != value)
-                    && !given.secrets().iter().any(|secret| value.contains(secret.as_str()));
+                    && is_open(value);
                 keep.then(|| (key.to_owned(), value.to_owned()))
             })
             .collect();
-        Self { format: FORMAT, cwd, variables }
+        let history = String::from_utf8_lossy(history);
+        let history = history.split_inclusive('\n').filter(|line| is_open(line)).collect();
+        Self { format: FORMAT, cwd, variables, history }
     }
 
     /// As the next script gets it.
     pub fn restored(&self) -> Restored {
-        Restored { cwd: self.cwd.clone(), variables: self.variables.clone() }
+        Restored { cwd: self.cwd.clone(), variables: self.variables.clone(), history: self.history.clone() }
     }
 }
 
@@ -119,7 +130,8 @@ mod tests {
         let base =
             BTreeMap::from([("PATH".to_owned(), "/bin".to_owned()), ("LANG".to_owned(), "C".to_owned())]);
         let left = b"/b/0/p/sub\0MINE=1=2\0GIVEN=g\0COPY=xhush-hushx\0TOK=job-token\0LANG=C\0PATH=/opt:/bin\0bad-name=1\0";
-        let kept = SavedContext::from_script(left, &given, &base);
+        let kept = SavedContext::from_script(left, b"make\ncurl hush-hush\nls\n", &given, &base);
+        assert_eq!(kept.history, "make\nls\n");
         assert_eq!(kept.cwd, "/b/0/p/sub");
         let kept: Vec<_> = kept.variables.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         assert_eq!(kept, [("MINE", "1=2"), ("PATH", "/opt:/bin")]);

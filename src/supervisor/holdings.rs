@@ -43,12 +43,32 @@ impl Holdings {
         self.trees.retain(Tree::is_of_this_boot);
     }
 
+    /// Removes trees without processes, so that an environment that wakes often does not collect them.
+    ///
+    /// # Errors
+    /// When the kernel does not tell, or refuses.
+    pub fn forget_empty(&mut self) -> io::Result<()> {
+        let mut held = Vec::new();
+        for tree in std::mem::take(&mut self.trees) {
+            if tree.processes()?.is_empty() {
+                tree.remove()?;
+            } else {
+                held.push(tree);
+            }
+        }
+        self.trees = held;
+        Ok(())
+    }
+
     /// Kills every process of the environment.
     ///
     /// # Errors
     /// When some do not vanish in time; the others are gone all the same.
     pub fn kill(&self) -> io::Result<()> {
-        let each = self.trees.iter().map(|tree| tree.kill().and_then(|()| tree.remove()));
-        each.fold(Ok(()), |so_far, one| so_far.and(one))
+        let mut outcome = Ok(());
+        for tree in &self.trees {
+            outcome = outcome.and(tree.kill().and_then(|()| tree.remove()));
+        }
+        outcome
     }
 }

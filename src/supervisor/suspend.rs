@@ -43,7 +43,9 @@ pub fn suspend(state: &StateFolder, name: &JobName, epoch: u64) -> Result<Enviro
     let user = owner(&record).or_refuse("failed to read the host's users")?;
     let mut holdings = Holdings::read(&folder).or_refuse("failed to read the environment's holdings")?;
     holdings.forget_other_boots();
-    let (processes, freezer) = freeze(&holdings.trees).or_refuse("failed to hold the processes still")?;
+    let attempt = "failed to hold the processes still";
+    let (processes, freezer) = freeze(&holdings.trees).or_refuse(attempt)?;
+    holdings.forget_empty().or_refuse(attempt)?;
     workspace::remove(&workspace::temporary(&record.workspace), user.as_ref())
         .or_refuse("failed to delete the job's file variables")?;
 

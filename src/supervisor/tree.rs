@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Tree {
     /// The job that started them.
     pub job_id: u64,
+    /// Name of the tree, unlike any other's on this host.
+    pub name: String,
     /// Boot in which they live; in another one they are gone.
     pub boot_id: String,
     /// What holds them.
@@ -57,10 +59,10 @@ impl Tree {
     /// # Errors
     /// When `/proc` cannot be read.
     pub fn create(environment: &str, job_id: u64) -> io::Result<Self> {
-        let name = format!("dormouse-{environment}-{job_id}");
-        let holder =
-            cgroup::create(&name).unwrap_or_else(|| Holder::Marked(Marked::new(environment, job_id)));
-        Ok(Self { job_id, boot_id: process::boot_id()?, holder })
+        // The process id keeps apart supervisors with state folders of their own.
+        let name = format!("dormouse-{environment}-{job_id}-{}", std::process::id());
+        let holder = cgroup::create(&name).unwrap_or_else(|| Holder::Marked(Marked::new(&name)));
+        Ok(Self { job_id, name, boot_id: process::boot_id()?, holder })
     }
 
     /// Whether its processes can still be there.

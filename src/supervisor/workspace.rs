@@ -27,7 +27,12 @@ pub struct Identity {
     pub inode: u64,
     /// Boot in which the device number holds.
     pub boot_id: String,
+    /// Whether the inode number holds: an overlay may number a folder anew whenever it forgets it.
+    pub is_lasting: bool,
 }
+
+/// What `statfs` calls an overlay.
+const OVERLAY: i64 = 0x794c_7630;
 
 /// Why a workspace is not the one that was put to sleep.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +132,13 @@ impl Workspace {
     /// When it cannot be looked at.
     pub fn identity(&self) -> io::Result<Identity> {
         let stat = rustix::fs::fstat(&self.folder)?;
-        Ok(Identity { device: stat.st_dev, inode: stat.st_ino, boot_id: process::boot_id()? })
+        let kind = rustix::fs::fstatfs(&self.folder)?.f_type;
+        Ok(Identity {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            boot_id: process::boot_id()?,
+            is_lasting: kind != OVERLAY,
+        })
     }
 
     /// Leaves the marker that binds the workspace to its environment.
@@ -160,7 +171,8 @@ impl Workspace {
         let unreadable = |source| Mismatch::Unreadable { path: self.path.clone(), source };
         let now = self.identity().map_err(unreadable)?;
         let is_same = |then: &Identity| {
-            then.inode == now.inode && (then.boot_id != now.boot_id || then.device == now.device)
+            let same_inode = then.inode == now.inode || !(then.is_lasting && now.is_lasting);
+            same_inode && (then.boot_id != now.boot_id || then.device == now.device)
         };
         if !slept_as.is_some_and(is_same) {
             return Err(Mismatch::Replaced(self.path.clone()));

@@ -1,6 +1,6 @@
 //! Lays out the log's lines: GitLab's prefix with the time and the stream before each, or nothing.
 //!
-//! A line is written as it comes, without waiting for its end. Text longer than [`LONGEST_LINE`] is cut, and the
+//! A line is written as it comes, without waiting for its end. Text longer than 8 KiB is cut, and the
 //! next line is marked as its continuation. Assumes UTF-8; never cuts a character. Pure: the time is given.
 
 use jiff::Timestamp;

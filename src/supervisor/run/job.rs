@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::admission::Admitted;
 use super::cancel::{CancelWatch, CancelWish};
 use super::duration;
-use super::script::{Body, CONTEXT_FILE, Envelope, Restored};
+use super::script::{Body, CONTEXT_FILE, Envelope, HISTORY_FILE, Restored, is_too_long};
 use super::sources::{self, Strategy};
 use super::stage::{Limits, Shell, StageEnd};
 use super::variables::{JobVariables, Surroundings};
@@ -103,8 +103,7 @@ impl Job {
         let file = LogFile::open(&admitted.job.log()).map_err(JobError::Log)?;
         let log = JobLog::new(file, style).map_err(JobError::Log)?;
         let cancel = CancelWatch::new(&admitted.job).map_err(host("failed to watch for a cancel"))?;
-        let mark = (order.environment.as_str(), order.job.id);
-        let shell = Shell::new(&admitted.folder, mark, admitted.user.clone(), cancel)
+        let shell = Shell::new(&admitted.folder, admitted.user.clone(), cancel)
             .map_err(host("failed to open the output pipe"))?;
         let deadline = Instant::now() + Duration::from_secs(order.job.timeout_seconds());
         Ok(Self { order, admitted, variables, git_settings, temporary, log, shell, deadline })
@@ -163,6 +162,15 @@ impl Job {
         }
         for key in self.variables.unexportable() {
             warn(&mut self.log, &format!("variable {key:?} is not exported: a shell cannot have that name"))?;
+        }
+        for variable in self.variables.exports() {
+            if is_too_long(&variable.key, &variable.value) {
+                let message = format!(
+                    "variable {} is longer than Linux hands to a program: only the script's own shell sees it",
+                    variable.key
+                );
+                warn(&mut self.log, &message)?;
+            }
         }
         let has_image = self
             .order
@@ -464,17 +472,20 @@ impl Job {
     }
 
     fn draft_context(&mut self) -> Result<(), JobError> {
-        let left = workspace::read_left_behind(&self.admitted.environment, CONTEXT_FILE, context::LONGEST);
-        match left {
-            Ok(Some(left)) => {
-                let context = SavedContext::from_script(&left, &self.variables, &self.shell.base);
-                context::write_draft(&self.admitted.folder, &context)
-                    .map_err(host("failed to keep the script's context"))
-            }
+        match self.left_behind() {
+            Ok(Some(context)) => context::write_draft(&self.admitted.folder, &context)
+                .map_err(host("failed to keep the script's context")),
             Ok(None) => Ok(()),
             Err(error) => warn(&mut self.log, &format!("the script's context is not kept: {error}"))
                 .map_err(JobError::Log),
         }
+    }
+
+    fn left_behind(&self) -> io::Result<Option<SavedContext>> {
+        let read = |name| workspace::read_left_behind(&self.admitted.environment, name, context::LONGEST);
+        let Some(left) = read(CONTEXT_FILE)? else { return Ok(None) };
+        let history = read(HISTORY_FILE)?.unwrap_or_default();
+        Ok(Some(SavedContext::from_script(&left, &history, &self.variables, &self.shell.base)))
     }
 
     fn enter(&mut self, stage: &str, title: &str) -> Result<(), JobError> {

@@ -8,8 +8,17 @@ use super::variables::JobVariables;
 /// Name of the file, in the folder of file variables, that a script's end leaves its context in.
 pub const CONTEXT_FILE: &str = ".dormouse-context";
 
+/// Name of the file, beside it, with the shell's history.
+pub const HISTORY_FILE: &str = ".dormouse-history";
+
 /// Variables that belong to a shell or to one job, and are not kept for the next.
 const NEVER_KEPT: &str = "_|SHLVL|PWD|OLDPWD|BASH*|GIT_CONFIG_*|DORMOUSE_*";
+
+/// Lines of history that are kept: enough for a person, and far from a burden.
+const HISTORY_LINES: u32 = 1000;
+
+/// Longest `NAME=value` that Linux hands to a program, in bytes.
+const LONGEST_EXPORT: usize = 128 * 1024;
 
 /// What every stage of a job begins with.
 #[derive(Debug)]
@@ -49,12 +58,18 @@ pub struct Restored {
     pub cwd: String,
     /// Exported variables; the job's own win over them.
     pub variables: Vec<(String, String)>,
+    /// The shell's history, for a `HISTFILE` that is not there any more.
+    pub history: String,
 }
 
 impl Envelope<'_> {
     /// The whole script of a stage.
     pub fn script(&self, body: &Body<'_>) -> String {
-        let mut inner = String::new();
+        // Folders first: with large variables exported, no program can be started any more.
+        let mut inner = folder(self.temporary, "-m 700");
+        if matches!(body, Body::Commands { .. }) {
+            inner.push_str(&folder(self.workspace, ""));
+        }
         if let Body::Commands { restored: Some(restored), .. } = body {
             for (key, value) in &restored.variables {
                 export(&mut inner, key, value);
@@ -84,8 +99,6 @@ impl Envelope<'_> {
     }
 
     fn exports(&self, out: &mut String) {
-        let temporary = quote(self.temporary);
-        out.push_str(&format!("[[ -d {temporary} ]] || mkdir -p -m 700 {temporary}\n"));
         for variable in self.variables.exports() {
             if let Some(content) = &variable.content {
                 out.push_str(&format!(
@@ -112,11 +125,16 @@ impl Envelope<'_> {
     }
 
     fn enter_workspace(&self, out: &mut String, restored: Option<&Restored>) {
-        let workspace = quote(self.workspace);
-        out.push_str(&format!("[[ -d {workspace} ]] || mkdir -p {workspace}\ncd {workspace}\n"));
+        out.push_str(&format!("cd {}\n", quote(self.workspace)));
         if let Some(restored) = restored.filter(|restored| !restored.cwd.is_empty()) {
             let cwd = quote(&restored.cwd);
             out.push_str(&format!("if [[ -d {cwd} && -x {cwd} ]]; then cd {cwd}; fi\n"));
+        }
+        if let Some(restored) = restored.filter(|restored| !restored.history.is_empty()) {
+            let history = quote(&restored.history);
+            out.push_str(&format!(
+                "[[ -z ${{HISTFILE-}} || -e $HISTFILE ]] || printf %s {history} 2>/dev/null > \"$HISTFILE\" || :\n"
+            ));
         }
     }
 
@@ -125,6 +143,7 @@ impl Envelope<'_> {
         let given: String =
             self.variables.exports().iter().map(|variable| format!("|{}", variable.key)).collect();
         let file = quote(&format!("{}/{CONTEXT_FILE}", self.temporary));
+        let history = quote(&format!("{}/{HISTORY_FILE}", self.temporary));
         out.push_str(&format!(
             "__dormouse_keep() {{\n\
              {{ set +o xtrace; }} 2>/dev/null\n\
@@ -133,6 +152,8 @@ impl Envelope<'_> {
              for name in $(compgen -e); do case $name in {NEVER_KEPT}{given}) ;; \
              *) printf '%s=%s\\0' \"$name\" \"${{!name-}}\" ;; esac; done\n\
              }} 2>/dev/null >| {file} || :\n\
+             if [[ -n ${{HISTFILE-}} ]]; then {{ history -a; tail -n {HISTORY_LINES} \"$HISTFILE\"; }} \
+             2>/dev/null >| {history} || :; fi\n\
              }}\n\
              trap __dormouse_keep EXIT\n"
         ));
@@ -145,8 +166,21 @@ impl Envelope<'_> {
     }
 }
 
+fn folder(path: &str, flags: &str) -> String {
+    let path = quote(path);
+    format!("[[ -d {path} ]] || mkdir -p {flags} {path}\n")
+}
+
+/// A variable that is too long for the kernel stays the shell's own: exported, it would keep every program from
+/// being started.
 fn export(out: &mut String, key: &str, value: &str) {
-    out.push_str(&format!("export {key}={}\n", quote(value)));
+    let verb = if is_too_long(key, value) { "" } else { "export " };
+    out.push_str(&format!("{verb}{key}={}\n", quote(value)));
+}
+
+/// Whether the kernel would refuse to hand the variable to a program.
+pub fn is_too_long(key: &str, value: &str) -> bool {
+    key.len() + value.len() + 2 > LONGEST_EXPORT
 }
 
 /// Shows a command in bold green and runs it; of several lines only the first is shown.

@@ -21,7 +21,7 @@ use crate::supervisor::log::JobLog;
 use crate::supervisor::log::timestamp::Stream;
 use crate::supervisor::state::EnvironmentFolder;
 use crate::supervisor::tree::Tree;
-use crate::supervisor::tree::marked::{MARK_VARIABLE, mark};
+use crate::supervisor::tree::marked::MARK_VARIABLE;
 use crate::supervisor::user::JobUser;
 
 /// How long processes that were asked to end may take before they are killed.
@@ -77,12 +77,7 @@ impl Shell {
     ///
     /// # Errors
     /// When the pipe cannot be opened.
-    pub fn new(
-        folder: &EnvironmentFolder,
-        job_mark: (&str, u64),
-        user: Option<JobUser>,
-        cancel: CancelWatch,
-    ) -> io::Result<Self> {
+    pub fn new(folder: &EnvironmentFolder, user: Option<JobUser>, cancel: CancelWatch) -> io::Result<Self> {
         let path = folder.output();
         // A pipe opened for both never ends and never breaks, whoever else comes and goes.
         let read = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -91,8 +86,7 @@ impl Shell {
         let writer = rustix::fs::open(&path, write, Mode::empty())?;
         let readable = std::env::vars_os()
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-        let mut base = inherited(readable, user.as_ref());
-        base.insert(MARK_VARIABLE.to_owned(), mark(job_mark.0, job_mark.1));
+        let base = inherited(readable, user.as_ref());
         Ok(Self { base, user, output, writer, cancel })
     }
 
@@ -114,7 +108,7 @@ impl Shell {
         stdin.write_all(script.as_bytes())?;
         stdin.rewind()?;
         let mut command = launch::command(tree.door(), self.user.as_ref(), "bash");
-        command.env_clear().envs(&self.base).current_dir("/");
+        command.env_clear().envs(&self.base).env(MARK_VARIABLE, &tree.name).current_dir("/");
         command.stdin(Stdio::from(stdin));
         command.stdout(Stdio::from(self.writer.try_clone()?));
         command.stderr(Stdio::from(self.writer.try_clone()?));
@@ -132,34 +126,40 @@ impl Shell {
         limits: Limits,
         log: &mut JobLog,
     ) -> io::Result<StageEnd> {
-        let ending = child_notice(&child)?;
+        let mut ending = child_notice(&child)?;
         let mut stopping: Option<Stopping> = None;
+        let mut exited = None;
         loop {
             self.wait(ending.as_ref(), next_look(limits, stopping.as_ref()))?;
             self.copy_output(CHUNK, log)?;
-            if let Some(status) = child.try_wait()? {
+            exited = exited.or(child.try_wait()?);
+            let end = match (exited, &stopping) {
+                (Some(status), None) => Some(StageEnd::Exited(exit_code(status))),
+                // What was asked to end is waited for as a whole: the shell dies before the programs it started.
+                (Some(_), Some(stopping)) => tree.processes()?.is_empty().then_some(stopping.cause),
+                (None, _) => None,
+            };
+            if let Some(end) = end {
                 self.copy_output(LAST_OUTPUT, log)?;
                 log.settle()?;
-                return Ok(
-                    stopping.map_or_else(|| StageEnd::Exited(exit_code(status)), |stopping| stopping.cause)
-                );
+                return Ok(end);
+            }
+            if exited.is_some() {
+                // It would stay readable, and the loop would spin.
+                ending = None;
             }
             let now = Instant::now();
             let cause = self.cause_to_stop(limits, now)?;
             match (&mut stopping, cause) {
                 (None, Some(cause)) => {
                     tree.terminate()?;
-                    let patience =
-                        if cause == StageEnd::Canceled(CancelWish::Abort) { Duration::ZERO } else { GRACE };
-                    stopping = Some(Stopping { cause, kill_at: now + patience });
+                    let is_abort = cause == StageEnd::Canceled(CancelWish::Abort);
+                    stopping = Some(Stopping { cause, kill_at: if is_abort { now } else { now + GRACE } });
                 }
-                (Some(stopping), cause) => {
-                    if cause == Some(StageEnd::Canceled(CancelWish::Abort)) {
-                        stopping.cause = StageEnd::Canceled(CancelWish::Abort);
-                        stopping.kill_at = stopping.kill_at.min(now);
-                    }
+                (Some(stopping), Some(cause @ StageEnd::Canceled(CancelWish::Abort))) => {
+                    *stopping = Stopping { cause, kill_at: stopping.kill_at.min(now) };
                 }
-                (None, None) => {}
+                (Some(_), _) | (None, None) => {}
             }
             if stopping.as_ref().is_some_and(|stopping| stopping.kill_at <= now) {
                 tree.kill()?;
@@ -262,7 +262,13 @@ fn inherited(
 ) -> BTreeMap<String, String> {
     const PRIVATE: [&str; 7] = ["SSH_", "SUDO_", "XDG_", "DBUS_", "DORMOUSE_", "GIT_", "BASH_"];
     const SHELLS_OWN: [&str; 6] = ["_", "SHLVL", "PWD", "OLDPWD", "MAIL", "TERM"];
+    // Another user gets nothing of the caller's but the host's own settings.
+    const FOR_OTHERS: [&str; 4] = ["PATH", "LANG", "LANGUAGE", "TZ"];
+    let is_for_others = |key: &str| {
+        FOR_OTHERS.contains(&key) || key.starts_with("LC_") || key.to_lowercase().ends_with("_proxy")
+    };
     let mut base: BTreeMap<String, String> = all
+        .filter(|(key, _)| user.is_none() || is_for_others(key))
         .filter(|(key, _)| !PRIVATE.iter().any(|prefix| key.starts_with(prefix)))
         .filter(|(key, _)| !SHELLS_OWN.contains(&key.as_str()))
         .collect();

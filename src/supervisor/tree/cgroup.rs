@@ -23,10 +23,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 pub fn create(name: &str) -> Option<Holder> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    if let Some(path) = home_v2(&own, &mounts).map(|home| home.join(name)) {
-        if make_usable(&path, "cgroup.freeze") {
-            return Some(Holder::CgroupV2 { path });
-        }
+    let path = home_v2(&own, &mounts).map(|home| home.join(name));
+    if let Some(path) = path.filter(|path| make_usable(path, "cgroup.freeze")) {
+        return Some(Holder::CgroupV2 { path });
     }
     let path = home_v1(&own, &mounts)?.join(name);
     make_usable(&path, "freezer.state").then_some(Holder::CgroupV1 { path })

@@ -29,15 +29,10 @@ pub struct Marked {
     pub sessions: Vec<(i32, u64)>,
 }
 
-/// The mark of a job.
-pub fn mark(environment: &str, job_id: u64) -> String {
-    format!("{environment}.{job_id}")
-}
-
 impl Marked {
     /// A tree without processes yet.
-    pub fn new(environment: &str, job_id: u64) -> Self {
-        Self { mark: mark(environment, job_id), sessions: Vec::new() }
+    pub fn new(mark: &str) -> Self {
+        Self { mark: mark.to_owned(), sessions: Vec::new() }
     }
 
     /// Processes with the mark or in one of the sessions; this one is never among them.
