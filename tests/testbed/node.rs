@@ -258,6 +258,7 @@ fn write_settings(
 version = 2
 root = '{folder}/containerd'
 state = '/run/containerd'
+disabled_plugins = ['io.containerd.internal.v1.opt']
 [grpc]
 address = '{folder}/containerd.sock'
 [plugins.'io.containerd.grpc.v1.cri']

@@ -3,20 +3,16 @@
 #
 #   boot.sh FOLDER KUBELET [FLAGS OF THE KUBELET...]
 #
-# What both of them are used to write outside their own folders lands in FOLDER instead, and all of it is gone with the
-# namespaces. FOLDER is shared with the machine, so that what is in it can be reached from outside.
+# What both of them write outside FOLDER is gone with the namespaces. FOLDER itself is the machine's, so that the socket
+# and the logs in it can be reached from outside.
 set -eu
 
 folder=$1
 kubelet=$2
 shift 2
 
-# Sockets of shims and the state of runc.
-mount -t tmpfs none /run
-for place in /var/log /var/lib/kubelet; do
-  mkdir -p "$place" "$folder$place"
-  mount --bind "$folder$place" "$place"
-done
+# Sockets of shims, the state of runc, the kubelet's own folder, logs of pods.
+for place in /run /var/lib /var/log; do mount -t tmpfs none "$place"; done
 
 # The kubelet sets these for the whole machine. Here it sets files that nobody reads.
 mkdir -p /run/sysctl
