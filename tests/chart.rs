@@ -232,12 +232,13 @@ async fn the_chart_runs_the_real_image_and_refuses_to_strand_environments() -> R
     let access = KubeletAccess::generate(&scratch.path().join("access")).await?;
     let plane = ControlPlane::start(&scratch.path().join("control-plane"), access.control_plane()).await?;
     let node = Node::start(&scratch.path().join("node"), &plane, &access).await?;
-    let image = image::operator(scratch.path(), operator(), &image::supervisor().await?, "first").await?;
+    let image = image::operator(scratch.path(), operator(), "first").await?;
 
     let values = install_operator(&plane, &node, &image).await?;
     account_may_do_its_work_and_nothing_else(&plane).await?;
     plane.helm(&["test", RELEASE, "--namespace", NAMESPACE]).await?;
     samples_are_accepted(&plane).await?;
+    pods_are_accepted_where_only_restricted_ones_are(&plane).await?;
 
     let pod = running_pod(&plane).await?;
     let mut upgrade = vec!["upgrade", RELEASE, chart_path()?, "--set=log.filter=debug"];
@@ -276,12 +277,8 @@ async fn account_may_do_its_work_and_nothing_else(plane: &ControlPlane) -> Resul
             "spec": {"user": ACCOUNT, "groups": ["system:serviceaccounts"], "resourceAttributes": {
                 "verb": verb, "group": group, "resource": resource, "subresource": subresource, "namespace": "ci"}},
         });
-        let file = std::env::temp_dir().join(format!("review-{}.json", crc32fast::hash(review.to_string().as_bytes())));
-        fs::write(&file, review.to_string())?;
-        let path = file.to_str().context("a UTF-8 path")?;
-        let answer = plane.kubectl(&["create", "-f", path, "-o", "jsonpath={.status.allowed}"]).await;
-        fs::remove_file(&file)?;
-        Ok(answer? == "true")
+        let answer: Value = serde_json::from_str(&create(plane, &review).await?)?;
+        Ok(answer["status"]["allowed"] == true)
     };
     for (verb, resource) in [
         ("watch", "runnerpools.dormouse.dev"),
@@ -317,6 +314,28 @@ async fn samples_are_accepted(plane: &ControlPlane) -> Result<()> {
     let samples = samples.to_str().context("a UTF-8 path")?;
     plane.kubectl(&["apply", "--dry-run=server", "--validate=strict", "-f", samples]).await?;
     Ok(())
+}
+
+/// The pods above use the node's network, which such a namespace refuses; those of the default values do not.
+async fn pods_are_accepted_where_only_restricted_ones_are(plane: &ControlPlane) -> Result<()> {
+    plane.kubectl(&["create", "namespace", "strict"]).await?;
+    plane.kubectl(&["label", "namespace", "strict", "pod-security.kubernetes.io/enforce=restricted"]).await?;
+    let pods = of_kind(&render(&[]).await?, "Pod");
+    let mut pod = pods.into_iter().next().context("the pod of `helm test`")?;
+    pod["metadata"]["namespace"] = "strict".into();
+    pod["spec"]["serviceAccountName"] = "default".into();
+    create(plane, &pod).await?;
+    pod["spec"]["securityContext"]["runAsNonRoot"] = false.into();
+    let refusal = create(plane, &pod).await.expect_err("it may be root").to_string();
+    ensure!(refusal.contains("PodSecurity"), "{refusal}");
+    Ok(())
+}
+
+/// `kubectl create`, which for a review is to ask; returns what the API server answers.
+async fn create(plane: &ControlPlane, object: &Value) -> Result<String> {
+    let file = tempfile::NamedTempFile::with_suffix(".json")?;
+    fs::write(file.path(), object.to_string())?;
+    plane.kubectl(&["create", "-o", "json", "-f", file.path().to_str().context("a UTF-8 path")?]).await
 }
 
 async fn running_pod(plane: &ControlPlane) -> Result<String> {

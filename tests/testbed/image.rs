@@ -19,30 +19,30 @@ pub struct Image {
     pub tag: String,
 }
 
-/// The operator's image, as it ships but for the profile its programs were built with.
-pub async fn operator(dir: &Path, operator: &Path, supervisor: &Path, tag: &str) -> Result<Image> {
-    let root = dir.join("operator-root");
-    let mut assemble = image_py();
-    assemble.arg("rootfs").arg(&root).arg("--operator").arg(operator).arg("--supervisor").arg(supervisor);
-    run(assemble).await?;
-    pack(dir, &root, "/usr/bin/dormouse", "dormouse", tag).await
+/// The operator's image as `make image` writes it, but of programs from the profile that tests are built with.
+pub async fn operator(dir: &Path, operator: &Path, tag: &str) -> Result<Image> {
+    let image = Image::new(dir, "dormouse", tag);
+    let supervisor = supervisor().await?;
+    let mut build = Command::new(tools::sources().join("build-image.sh"));
+    build.args(["--name", &image.name()]);
+    for (option, path) in [
+        ("--operator", operator),
+        ("--supervisor", &supervisor),
+        ("--archive", &image.archive),
+        ("--rootfs", &dir.join("operator-root")),
+    ] {
+        build.arg(option).arg(path);
+    }
+    run(build).await?;
+    Ok(image)
 }
 
 /// The supervisor as it is put on hosts, but for the optimiser: static, built without any of the operator.
 pub async fn supervisor() -> Result<PathBuf> {
-    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/supervisor");
-    let mut build = Command::new(env!("CARGO"));
-    build
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        // Naming the target keeps the flag away from build scripts and macros, which cannot be static.
-        .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
-        .args(["build", "--locked", "--no-default-features", "--features=supervisor", "--bin=dormouse-supervisor"])
-        .arg(format!("--target={target}"))
-        .arg("--target-dir")
-        .arg(&folder);
-    run(build).await?;
-    Ok(folder.join(target).join("debug/dormouse-supervisor"))
+    let mut build = Command::new(tools::sources().join("build-supervisor.sh"));
+    build.arg("dev");
+    let output = run(build).await?;
+    Ok(PathBuf::from(output.lines().last().context("build-supervisor.sh named no file")?))
 }
 
 /// The image of the process that holds a pod's namespaces.
@@ -55,39 +55,35 @@ pub async fn pause(dir: &Path) -> Result<Image> {
         .arg(root.join("pause"))
         .arg(tools::sources().join("node/pause.rs"));
     run(compile).await?;
-    pack(dir, &root, "/pause", "pause", "1").await
-}
-
-async fn pack(dir: &Path, root: &Path, entrypoint: &str, name: &str, tag: &str) -> Result<Image> {
-    let image = Image {
-        archive: dir.join(format!("{name}-{tag}.tar")),
-        repository: format!("dormouse.test/{name}"),
-        tag: tag.to_owned(),
-    };
-    let mut archive = image_py();
+    let image = Image::new(dir, "pause", "1");
+    let mut archive = Command::new(tools::sources().join("image.py"));
     archive
         .arg("archive")
         .arg(&image.archive)
-        .args(["--name", &image.name(), "--entrypoint", entrypoint, "--version", tag, "--root"])
-        .arg(root);
+        .args(["--name", &image.name(), "--entrypoint", "/pause", "--root"])
+        .arg(&root);
     run(archive).await?;
     Ok(image)
 }
 
 impl Image {
+    fn new(dir: &Path, name: &str, tag: &str) -> Self {
+        Self {
+            archive: dir.join(format!("{name}-{tag}.tar")),
+            repository: format!("dormouse.test/{name}"),
+            tag: tag.to_owned(),
+        }
+    }
+
     /// Name and tag.
     pub fn name(&self) -> String {
         format!("{}:{}", self.repository, self.tag)
     }
 }
 
-fn image_py() -> Command {
-    Command::new(tools::sources().join("image.py"))
-}
-
-async fn run(mut command: Command) -> Result<()> {
+async fn run(mut command: Command) -> Result<String> {
     let shown = format!("{:?}", command.as_std());
     let output = command.output().await.with_context(|| format!("failed to run {shown}"))?;
     ensure!(output.status.success(), "{shown} failed: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    Ok(String::from_utf8(output.stdout)?)
 }
