@@ -69,21 +69,21 @@ pub async fn look(client: &Client, scope: &Scope) -> Result<Remains, LookError> 
         })
     })
     .await?;
-    remains.environments = each(client, scope, &mut remains.unknown_kinds, |environment: SuspendedEnvironment| {
-        let origin = &environment.spec.origin;
-        Some(format!(
-            "{} ({:?}, {} on {}, expires {})",
-            path(&environment),
-            environment.phase(),
-            origin.project_path,
-            origin.instance,
-            environment.expires_at(),
-        ))
-    })
-    .await?;
-    remains.pools = each(client, scope, &mut remains.unknown_kinds, |pool: RunnerPool| Some(path(&pool)))
-        .await?
-        .len();
+    remains.environments =
+        each(client, scope, &mut remains.unknown_kinds, |environment: SuspendedEnvironment| {
+            let origin = &environment.spec.origin;
+            Some(format!(
+                "{} ({:?}, {} on {}, expires {})",
+                path(&environment),
+                environment.phase(),
+                origin.project_path,
+                origin.instance,
+                environment.expires_at(),
+            ))
+        })
+        .await?;
+    remains.pools =
+        each(client, scope, &mut remains.unknown_kinds, |pool: RunnerPool| Some(path(&pool))).await?.len();
     Ok(remains)
 }
 
@@ -200,7 +200,11 @@ mod tests {
 
     fn remains(leases: usize, environments: usize) -> Remains {
         let named = |kind: &str, count| (0..count).map(|index| format!("ci/{kind}-{index}")).collect();
-        Remains { open_leases: named("lease", leases), environments: named("senv", environments), ..Remains::default() }
+        Remains {
+            open_leases: named("lease", leases),
+            environments: named("senv", environments),
+            ..Remains::default()
+        }
     }
 
     #[test]

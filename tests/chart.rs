@@ -1,6 +1,11 @@
 //! The chart renders what it promises, and runs: the operator's real image in a pod of a real kubelet.
 //!
 //! [`install_operator`] is how other tests get an operator in a pod.
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "what is not as promised fails the test that looks at it"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,7 +36,10 @@ fn the_definitions_in_the_chart_are_the_generated_ones() -> Result<()> {
         let file = format!("{kind}.yaml");
         let generated = fs::read_to_string(project().join("crds").join(&file))?;
         let shipped = fs::read_to_string(chart().join("files/crds").join(&file))?;
-        assert!(generated == shipped, "charts/dormouse/files/crds/{file} differs from crds/{file}: run `make generate`");
+        assert!(
+            generated == shipped,
+            "charts/dormouse/files/crds/{file} differs from crds/{file}: run `make generate`"
+        );
     }
     assert_eq!(fs::read_dir(chart().join("files/crds"))?.count(), KINDS.len());
     Ok(())
@@ -49,7 +57,8 @@ async fn values_that_the_chart_does_not_know_are_refused() -> Result<()> {
         let refusal = render(&[value]).await.expect_err(value).to_string();
         ensure!(refusal.contains(complaint), "{value}: {refusal}");
     }
-    let refusal = helm(&["template", "dormouse", chart_path()?]).await.expect_err("no repository").to_string();
+    let refusal =
+        helm(&["template", "dormouse", chart_path()?]).await.expect_err("no repository").to_string();
     ensure!(refusal.contains("image.repository must be given"), "{refusal}");
     Ok(())
 }
@@ -68,7 +77,10 @@ fn describe_all(path: &str, schema: &Value, values: &Value) -> Result<()> {
     ensure!(schema["additionalProperties"] == false, "{path} accepts unknown keys");
     for (name, property) in properties {
         let path = format!("{path}.{name}");
-        ensure!(property["description"].as_str().is_some_and(|text| text.ends_with('.')), "{path} has no sentence");
+        ensure!(
+            property["description"].as_str().is_some_and(|text| text.ends_with('.')),
+            "{path} has no sentence"
+        );
         if path != ".global" {
             let default = values.get(name).with_context(|| format!("{path} is not in values.yaml"))?;
             describe_all(&path, property, default)?;
@@ -110,7 +122,9 @@ async fn every_pod_of_the_chart_is_restricted() -> Result<()> {
 #[tokio::test]
 async fn an_operator_of_one_namespace_gets_no_role_beyond_it() -> Result<()> {
     let objects = render(&["watchNamespace=ci", "rbac.aggregate=false"]).await?;
-    ensure!(of_kind(&objects, "ClusterRole").is_empty() && of_kind(&objects, "ClusterRoleBinding").is_empty());
+    ensure!(
+        of_kind(&objects, "ClusterRole").is_empty() && of_kind(&objects, "ClusterRoleBinding").is_empty()
+    );
     let roles = of_kind(&objects, "Role");
     let places: Vec<_> = roles.iter().filter_map(|role| role["metadata"]["namespace"].as_str()).collect();
     ensure!(places == ["ci", NAMESPACE], "{places:?}");
@@ -137,8 +151,11 @@ async fn nobody_gets_wildcards_and_the_operator_cannot_list_secrets() -> Result<
 
 #[tokio::test]
 async fn definitions_are_kept_unless_told_otherwise_and_can_be_left_out() -> Result<()> {
-    let policy = |definition: &&Value| definition["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep";
-    for (value, count, kept) in [("crds.keep=true", 3, 3), ("crds.keep=false", 3, 0), ("crds.enabled=false", 0, 0)] {
+    let policy =
+        |definition: &&Value| definition["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep";
+    for (value, count, kept) in
+        [("crds.keep=true", 3, 3), ("crds.keep=false", 3, 0), ("crds.enabled=false", 0, 0)]
+    {
         let objects = render(&[value]).await?;
         let definitions = of_kind(&objects, "CustomResourceDefinition");
         ensure!(definitions.len() == count, "{value}: {} definitions", definitions.len());
@@ -210,9 +227,8 @@ pub async fn install_operator(plane: &ControlPlane, node: &Node, image: &Image) 
 /// Waits until the Deployment's newest pods are ready; a failure shows their state and log.
 pub async fn until_operator_is_ready(plane: &ControlPlane) -> Result<()> {
     let limit = format!("--timeout={}s", POD.as_secs());
-    let rollout = plane
-        .kubectl(&["rollout", "status", "deployment/dormouse", "--namespace", NAMESPACE, &limit])
-        .await;
+    let rollout =
+        plane.kubectl(&["rollout", "status", "deployment/dormouse", "--namespace", NAMESPACE, &limit]).await;
     if let Err(error) = rollout {
         let describe = plane.kubectl(&["describe", "pods", "--namespace", NAMESPACE]).await?;
         let log = operator_log(plane).await.unwrap_or_else(|error| format!("{error:#}"));
@@ -245,11 +261,18 @@ async fn the_chart_runs_the_real_image_and_refuses_to_strand_environments() -> R
     upgrade.extend(values.iter().map(String::as_str));
     plane.helm(&upgrade).await?;
     until_operator_is_ready(&plane).await?;
-    ensure!(running_pod(&plane).await? != pod, "the upgrade changed the pod's environment, so it is another pod");
+    ensure!(
+        running_pod(&plane).await? != pod,
+        "the upgrade changed the pod's environment, so it is another pod"
+    );
 
     // As the operator would have made it, but without a finalizer, since no host has anything of it.
-    plane.client().apply(&fs::read_to_string(project().join("config/samples/suspendedenvironment.yaml"))?).await?;
-    let refusal = plane.helm(&["uninstall", RELEASE, "--namespace", NAMESPACE]).await.expect_err("one sleeps");
+    plane
+        .client()
+        .apply(&fs::read_to_string(project().join("config/samples/suspendedenvironment.yaml"))?)
+        .await?;
+    let refusal =
+        plane.helm(&["uninstall", RELEASE, "--namespace", NAMESPACE]).await.expect_err("one sleeps");
     let told = plane.kubectl(&["logs", "job/dormouse-uninstall-check", "--namespace", NAMESPACE]).await?;
     ensure!(told.contains("linux-abcdefghijklmnop2345"), "{told}\n{refusal:#}");
     plane.kubectl(&["get", "deployment", "dormouse", "--namespace", NAMESPACE]).await?;
@@ -257,7 +280,11 @@ async fn the_chart_runs_the_real_image_and_refuses_to_strand_environments() -> R
     plane.kubectl(&["delete", "suspendedenvironments", "--all", "--namespace=ci"]).await?;
     plane.helm(&["uninstall", RELEASE, "--namespace", NAMESPACE]).await?;
     wait::until("the operator's pod is gone", POD, async || {
-        Ok(plane.kubectl(&["get", "pods", "-o", "name", "--namespace", NAMESPACE]).await?.is_empty().then_some(()))
+        Ok(plane
+            .kubectl(&["get", "pods", "-o", "name", "--namespace", NAMESPACE])
+            .await?
+            .is_empty()
+            .then_some(()))
     })
     .await?;
     plane.kubectl(&["get", "customresourcedefinition", "runnerpools.dormouse.dev"]).await?;
@@ -340,7 +367,16 @@ async fn create(plane: &ControlPlane, object: &Value) -> Result<String> {
 
 async fn running_pod(plane: &ControlPlane) -> Result<String> {
     plane
-        .kubectl(&["get", "pods", "-o", "name", "--namespace", NAMESPACE, "-l", "app.kubernetes.io/name=dormouse"])
+        .kubectl(&[
+            "get",
+            "pods",
+            "-o",
+            "name",
+            "--namespace",
+            NAMESPACE,
+            "-l",
+            "app.kubernetes.io/name=dormouse",
+        ])
         .await
 }
 

@@ -47,9 +47,20 @@ impl KubeletAccess {
     /// Makes a key for it; needed before the control plane starts.
     pub async fn generate(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        let access = Self { certificate: dir.join("kubelet-access.crt"), key: dir.join("kubelet-access.key") };
+        let access =
+            Self { certificate: dir.join("kubelet-access.crt"), key: dir.join("kubelet-access.key") };
         let output = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "7"])
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "7",
+            ])
             .args(["-subj", "/CN=bed-api-server", "-addext", "extendedKeyUsage=clientAuth", "-out"])
             .arg(&access.certificate)
             .arg("-keyout")
@@ -90,7 +101,10 @@ impl Node {
     /// Starts a node for `plane` with its data in `dir`, and returns when pods can be scheduled to it.
     pub async fn start(dir: &Path, plane: &ControlPlane, access: &KubeletAccess) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        ensure!(rustix::process::geteuid().is_root(), "a node needs root: it makes namespaces, mounts and cgroups");
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "a node needs root: it makes namespaces, mounts and cgroups"
+        );
         let programs = tools::folder(&["kubelet"]).await?;
         fs::create_dir_all(dir)?;
         let dir = dir.canonicalize()?;
@@ -103,7 +117,8 @@ impl Node {
         let cgroups = Cgroups::create(COUNT.fetch_add(1, Ordering::Relaxed))?;
         let pause = image::pause(&dir).await?;
         write_settings(&dir, address, &cgroups, &pause, access)?;
-        let server = Server::start("node", Path::new("unshare"), arguments(&dir, &programs, plane, address), &dir)?;
+        let server =
+            Server::start("node", Path::new("unshare"), arguments(&dir, &programs, plane, address), &dir)?;
         let node = Self { dir, address, names, server, _cgroups: cgroups };
         node.until_containers_can_be_made().await?;
         node.import(&pause).await?;

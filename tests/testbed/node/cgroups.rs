@@ -84,7 +84,8 @@ fn remove_orphans(hierarchy: &Path) -> Result<()> {
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(Owner::parse_prefix);
         if owner.is_some_and(|owner| !owner.is_alive()) {
-            remove_tree(&entry.path()).with_context(|| format!("failed to remove {}", entry.path().display()))?;
+            remove_tree(&entry.path())
+                .with_context(|| format!("failed to remove {}", entry.path().display()))?;
         }
     }
     Ok(())
