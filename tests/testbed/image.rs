@@ -40,7 +40,7 @@ pub async fn operator(dir: &Path, operator: &Path, tag: &str) -> Result<Image> {
 /// The supervisor as it is put on hosts, but for the optimiser: static, built without any of the operator.
 pub async fn supervisor() -> Result<PathBuf> {
     let mut build = Command::new(tools::sources().join("build-supervisor.sh"));
-    build.arg("dev");
+    build.arg("--test");
     let output = run(build).await?;
     Ok(PathBuf::from(output.lines().last().context("build-supervisor.sh named no file")?))
 }
