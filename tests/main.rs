@@ -2,6 +2,7 @@
 
 mod bed_control_plane;
 mod bed_hosts;
+mod bed_node;
 mod chart;
 mod gitlab_stand_in;
 mod main_job;

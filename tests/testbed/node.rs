@@ -109,8 +109,7 @@ impl Node {
         fs::create_dir_all(dir)?;
         let dir = dir.canonicalize()?;
 
-        let address = free_address()?;
-        let names = NameServer::start(address).await?;
+        let (address, names) = claim_address().await?;
         names.set(API_SERVER_NAME, Ipv4Addr::LOCALHOST);
         names.set(&format!("{API_SERVER_NAME}.{CLUSTER_DOMAIN}"), Ipv4Addr::LOCALHOST);
 
@@ -230,12 +229,17 @@ impl Drop for Node {
     }
 }
 
-/// An address of 127.88.0.0/24 whose kubelet port is free.
-fn free_address() -> Result<Ipv4Addr> {
-    (1..=254)
-        .map(|host| Ipv4Addr::new(127, 88, 0, host))
-        .find(|address| TcpListener::bind((*address, KUBELET_PORT)).is_ok())
-        .ok_or_else(|| anyhow!("all addresses of 127.88.0.0/24 are in use by other nodes"))
+/// An address of 127.88.0.0/24 nobody uses; its name server, which holds the DNS port, is the claim on it.
+async fn claim_address() -> Result<(Ipv4Addr, NameServer)> {
+    for host in 1..=254 {
+        let address = Ipv4Addr::new(127, 88, 0, host);
+        if let Ok(names) = NameServer::start(address).await
+            && TcpListener::bind((address, KUBELET_PORT)).is_ok()
+        {
+            return Ok((address, names));
+        }
+    }
+    Err(anyhow!("all addresses of 127.88.0.0/24 are in use by other nodes"))
 }
 
 fn node_name(address: Ipv4Addr) -> String {
