@@ -9,6 +9,7 @@ pub mod duration;
 pub mod job_lease;
 pub mod key;
 pub mod labels;
+pub mod reference;
 pub mod runner_pool;
 pub mod suspended_environment;
 

@@ -32,3 +32,5 @@ pub mod spool;
 pub mod supervisor;
 #[cfg(feature = "operator")]
 pub mod telemetry;
+#[cfg(feature = "operator")]
+pub mod uninstall;

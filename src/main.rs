@@ -2,10 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use dormouse::app;
 use dormouse::telemetry::{self, LogFormat};
+use dormouse::uninstall::{self, Running, Scope};
 
 /// A Kubernetes operator that is a GitLab runner manager and puts job environments to sleep.
 #[derive(Debug, Parser)]
@@ -25,6 +28,10 @@ enum Command {
         #[arg(long)]
         output: Option<PathBuf>,
     },
+    /// Write the API reference as Markdown to standard output.
+    ApiReference,
+    /// Say whether the operator may be uninstalled: fails while jobs run or environments are kept.
+    UninstallCheck(UninstallArguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -49,24 +56,67 @@ struct OperatorArguments {
     log: String,
 }
 
-fn main() -> anyhow::Result<()> {
+#[derive(Debug, clap::Args)]
+struct UninstallArguments {
+    /// Look at this namespace.
+    #[arg(long, required_unless_present = "all_namespaces", conflicts_with = "all_namespaces")]
+    namespace: Option<String>,
+    /// Look at all namespaces.
+    #[arg(long)]
+    all_namespaces: bool,
+    /// Running jobs are no reason to refuse: they run on without an operator.
+    #[arg(long)]
+    allow_running: bool,
+    /// Print what there is and refuse nothing; fails only when that cannot be seen.
+    #[arg(long, conflicts_with = "allow_running")]
+    report: bool,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
-        Command::Operator(arguments) => run_operator(arguments),
-        Command::Crds { output } => write_crds(output),
+        Command::Operator(arguments) => run_operator(arguments)?,
+        Command::Crds { output } => write_crds(output)?,
+        Command::ApiReference => print!("{}", dormouse::api::reference::markdown()),
+        Command::UninstallCheck(arguments) => return check_uninstall(arguments),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run_operator(arguments: OperatorArguments) -> anyhow::Result<()> {
     let OperatorArguments { watch_namespace, identity, admin_address, supervisor_dir, log_format, log } =
         arguments;
     telemetry::start_logging(log_format, &log)?;
-    // One TLS provider for everything; installed before the first handshake could choose another.
-    rustls::crypto::aws_lc_rs::default_provider()
-        .install_default()
-        .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
+    install_tls_provider()?;
     let watch_namespace = watch_namespace.filter(|namespace| !namespace.is_empty());
     let options = app::Options { watch_namespace, identity, admin_address, supervisor_dir };
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(app::run(options))
+}
+
+/// Exits 0 when the operator may go, and 1 with the reasons and the ways out when it may not.
+fn check_uninstall(arguments: UninstallArguments) -> anyhow::Result<ExitCode> {
+    let UninstallArguments { namespace, all_namespaces: _, allow_running, report } = arguments;
+    let scope = namespace.map_or(Scope::All, Scope::Namespace);
+    let running = if allow_running { Running::Allow } else { Running::Refuse };
+    install_tls_provider()?;
+    let remains = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let client = kube::Client::try_default().await.context("failed to find the API server")?;
+        anyhow::Ok(uninstall::look(&client, &scope).await?)
+    })?;
+    if report {
+        print!("{}", remains.report());
+        let complete = remains.unknown_kinds().is_empty();
+        return Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let Some(refusal) = remains.refusal(running) else { return Ok(ExitCode::SUCCESS) };
+    print!("{refusal}");
+    Ok(ExitCode::FAILURE)
+}
+
+/// One TLS provider for everything; installed before the first handshake could choose another.
+fn install_tls_provider() -> anyhow::Result<()> {
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))
 }
 
 fn write_crds(output: Option<PathBuf>) -> anyhow::Result<()> {

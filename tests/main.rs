@@ -5,6 +5,10 @@ mod bed_control_plane;
 #[cfg(feature = "operator")]
 mod bed_hosts;
 #[cfg(feature = "operator")]
+mod bed_node;
+#[cfg(feature = "operator")]
+mod chart;
+#[cfg(feature = "operator")]
 mod gitlab_stand_in;
 #[cfg(feature = "operator")]
 mod main_job;

@@ -9,6 +9,8 @@
 pub mod control_plane;
 pub mod gitlab;
 pub mod hosts;
+pub mod image;
+pub mod node;
 pub mod operator;
 pub mod ports;
 pub mod process;
