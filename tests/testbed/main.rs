@@ -1,2 +1,49 @@
-//! placeholder
-fn main() {}
+//! The test bed as a program: `demo` shows the main job, `up` leaves the same bed running, `down` ends it.
+#![allow(dead_code, reason = "the program uses a part of the bed")]
+#![allow(missing_docs, reason = "the modules are documented; this is a program")]
+
+mod bed;
+mod control_plane;
+mod demo;
+mod gitlab;
+mod hosts;
+mod operator;
+mod ports;
+mod process;
+mod scratch;
+mod tools;
+mod up;
+mod wait;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: testbed demo | up | down";
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let command = words.next().unwrap_or_default();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = match command.as_str() {
+        "demo" => runtime.block_on(demo::run()),
+        "up" => runtime.block_on(up::start()),
+        up::SERVE => runtime.block_on(up::serve()),
+        "down" => runtime.block_on(up::stop()),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\ntestbed {command}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

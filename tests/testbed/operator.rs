@@ -30,7 +30,7 @@ impl Operator {
             format!("KUBECONFIG={}", kubeconfig.display()),
             binary()?.display().to_string(),
             "operator".to_owned(),
-            format!("--watch-namespace={namespace}"),
+            format!("--watch-namespace={namespace}"), // empty: all namespaces
             format!("--identity={name}"),
             format!("--admin-address={admin}"),
             format!("--supervisor-dir={}", supervisors.display()),
