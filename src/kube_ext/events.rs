@@ -19,23 +19,23 @@ impl Events {
         Self { recorder: Recorder::new(client, reporter) }
     }
 
-    /// Something went as it should.
-    pub async fn normal<K>(&self, object: &K, reason: &'static str, action: &'static str, note: String)
+    /// Something went as it should. Events of one object, reason and action are counted as one.
+    pub async fn normal<K>(&self, object: &K, reason: &'static str, action: impl Into<String>, note: String)
     where
         K: Resource<DynamicType = ()>,
     {
-        self.publish(object, EventType::Normal, reason, action, note).await;
+        self.publish(object, EventType::Normal, reason, action.into(), note).await;
     }
 
     /// Something a person may want to act on.
-    pub async fn warning<K>(&self, object: &K, reason: &'static str, action: &'static str, note: String)
+    pub async fn warning<K>(&self, object: &K, reason: &'static str, action: impl Into<String>, note: String)
     where
         K: Resource<DynamicType = ()>,
     {
-        self.publish(object, EventType::Warning, reason, action, note).await;
+        self.publish(object, EventType::Warning, reason, action.into(), note).await;
     }
 
-    async fn publish<K>(&self, object: &K, type_: EventType, reason: &str, action: &str, note: String)
+    async fn publish<K>(&self, object: &K, type_: EventType, reason: &str, action: String, note: String)
     where
         K: Resource<DynamicType = ()>,
     {
@@ -43,7 +43,7 @@ impl Events {
             type_,
             reason: reason.to_owned(),
             note: Some(bounded(note)),
-            action: action.to_owned(),
+            action,
             secondary: None,
         };
         if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {

@@ -136,6 +136,7 @@ fn print_log(job: &JobView) {
 
 async fn screen(bed: &Bed, args: &[&str]) -> Result<()> {
     println!("\n$ kubectl --namespace {NAMESPACE} {}", args.join(" "));
-    println!("{}", bed.kubectl(args).await?.trim_end());
+    let answer = bed.kubectl(args).await?;
+    println!("{}", if answer.trim().is_empty() { "No resources found" } else { answer.trim_end() });
     Ok(())
 }
