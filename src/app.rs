@@ -169,11 +169,9 @@ async fn campaign(shared: Shared, stop: CancellationToken) {
     let tasks = TaskTracker::new();
     let mut running: HashMap<String, CancellationToken> = HashMap::new();
     let mut changes = shared.pools.cache.changes();
-    loop {
-        tokio::select! {
-            () = synced(&shared) => break,
-            () = stop.cancelled() => return,
-        }
+    tokio::select! {
+        () = synced(&shared) => {}
+        () = stop.cancelled() => return,
     }
     while !stop.is_cancelled() {
         changes.borrow_and_update();

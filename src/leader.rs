@@ -288,7 +288,7 @@ impl Claim {
                     labels: Some([(labels::MANAGED_BY.to_owned(), labels::MANAGER.to_owned())].into()),
                     ..ObjectMeta::default()
                 };
-                let lease = Lease { metadata, spec: Some(spec), ..Lease::default() };
+                let lease = Lease { metadata, spec: Some(spec) };
                 tokio::time::timeout(CALL_TIMEOUT, self.api.create(&params, &lease)).await
             }
         };

@@ -601,7 +601,11 @@ impl RecordKey for KeyRecorder {
         next.status = Some(status);
         self.held.shared.pools.replace_status(&next).await.map_err(|error| error.to_string())?;
         let note = format!("recorded the host key of {host} at the first connection: {key}");
-        self.held.shared.events.normal(pool.as_ref(), "HostKeyRecorded", format!("Connect {host}"), note).await;
+        self.held
+            .shared
+            .events
+            .normal(pool.as_ref(), "HostKeyRecorded", format!("Connect {host}"), note)
+            .await;
         Ok(())
     }
 }

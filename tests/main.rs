@@ -1,4 +1,11 @@
 //! Integration tests: the bed checks itself first, then the product runs on it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a panic is how a test fails; a missing JSON field reads as null"
+)]
 
 #[cfg(feature = "operator")]
 mod bed_control_plane;

@@ -11,7 +11,10 @@ pub fn unsupported(job: &JobPayload) -> Option<String> {
     if !job.cache.is_empty() {
         return needs("the job uses `cache`, which this runner does not do yet");
     }
-    if job.dependencies.iter().any(|dependency| !dependency["artifacts_file"]["filename"].is_null()) {
+    let has_file = |dependency: &serde_json::Value| {
+        dependency.pointer("/artifacts_file/filename").is_some_and(|name| !name.is_null())
+    };
+    if job.dependencies.iter().any(has_file) {
         return needs(
             "the job downloads artifacts of other jobs, which this runner does not do yet (`dependencies: []` \
              switches it off)",
