@@ -10,17 +10,20 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::testbed::control_plane::ControlPlane;
+use crate::testbed::gitlab::{JobSpec, JobState};
 use crate::testbed::image::{self, Image};
 use crate::testbed::node::{API_SERVER_NAME, KubeletAccess, Node};
 use crate::testbed::ports::free_port;
 use crate::testbed::scratch::Scratch;
+use crate::testbed::stage::{Cluster, POOL, Setting, Stage};
 use crate::testbed::{tools, wait};
 
 const KINDS: [&str; 3] = ["jobleases", "runnerpools", "suspendedenvironments"];
@@ -113,7 +116,7 @@ async fn every_pod_of_the_chart_is_restricted() -> Result<()> {
             let context = &container["securityContext"];
             ensure!(context["allowPrivilegeEscalation"] == false, "{container:#}");
             ensure!(context["readOnlyRootFilesystem"] == true, "{container:#}");
-            ensure!(context["capabilities"]["drop"] == serde_json::json!(["ALL"]), "{container:#}");
+            ensure!(context["capabilities"]["drop"] == json!(["ALL"]), "{container:#}");
         }
     }
     Ok(())
@@ -243,42 +246,82 @@ pub async fn operator_log(plane: &ControlPlane) -> Result<String> {
 }
 
 #[tokio::test]
-async fn the_chart_runs_the_real_image_and_refuses_to_strand_environments() -> Result<()> {
+async fn a_pod_of_the_chart_runs_jobs_through_an_upgrade_and_is_not_taken_from_environments() -> Result<()> {
     let scratch = Scratch::new("chart")?;
-    let access = KubeletAccess::generate(&scratch.path().join("access")).await?;
-    let plane = ControlPlane::start(&scratch.path().join("control-plane"), access.control_plane()).await?;
-    let node = Node::start(&scratch.path().join("node"), &plane, &access).await?;
-    let image = image::operator(scratch.path(), operator(), "first").await?;
+    let dir = scratch.path().to_owned();
+    let access = KubeletAccess::generate(&dir.join("access")).await?;
+    let plane = ControlPlane::start(&dir.join("control-plane"), access.control_plane()).await?;
+    let node = Node::start(&dir.join("node"), &plane, &access).await?;
+    let image = image::operator(&dir, "first").await?;
+    let cluster = Arc::new(Cluster::new(plane, scratch));
+    let plane = &cluster.control_plane;
 
-    let values = install_operator(&plane, &node, &image).await?;
-    account_may_do_its_work_and_nothing_else(&plane).await?;
+    let values = install_operator(plane, &node, &image).await?;
+    account_may_do_its_work_and_nothing_else(plane).await?;
     plane.helm(&["test", RELEASE, "--namespace", NAMESPACE]).await?;
-    samples_are_accepted(&plane).await?;
-    pods_are_accepted_where_only_restricted_ones_are(&plane).await?;
+    samples_are_accepted(plane).await?;
+    pods_are_accepted_where_only_restricted_ones_are(plane).await?;
 
-    let pod = running_pod(&plane).await?;
+    let stage = Stage::on(Arc::clone(&cluster), "pod", &Setting::default()).await?;
+    if let Err(error) = a_job_sleeps_wakes_and_outlives_an_upgrade(&stage, &values).await {
+        bail!("{error:#}\n{}", operator_log(plane).await?);
+    }
+    stage.gitlab.assert_clean();
+    the_operator_stays_until_nothing_needs_it(&stage).await?;
+
+    // The node first: its kubelet would wait for the API server.
+    drop(node);
+    Ok(())
+}
+
+async fn a_job_sleeps_wakes_and_outlives_an_upgrade(stage: &Stage, values: &[String]) -> Result<()> {
+    let plane = &stage.cluster.control_plane;
+    stage.apply_pool(json!({})).await?;
+    stage.until_condition("runnerpool", POOL, "Ready").await?;
+    let job = |name: &str| JobSpec::new(name).project(7, "group/project").suspendable();
+    let failed =
+        stage.run(job("fall asleep").suspend_on_failure().script(["echo kept > marker", "exit 9"])).await?;
+    ensure!((failed.state, failed.exit_code) == (JobState::Failed, Some(9)), "{}", failed.log_text());
+    let key = failed.environment_key.clone().context("it was suspended, so its key is known")?;
+    stage.asleep(&key).await?;
+
+    let script = ["cat marker", "for i in $(seq 1 300); do echo line $i; sleep 0.05; done", "exit 3"];
+    let woken = stage.gitlab.enqueue(job("wake").environment_key(&key).suspend_on_failure().script(script));
+    stage.until_log(woken, "line 5").await?;
+    let pod = running_pod(plane).await?;
     let mut upgrade = vec!["upgrade", RELEASE, chart_path()?, "--set=log.filter=debug"];
     upgrade.extend(values.iter().map(String::as_str));
+    stage.gitlab.client_restarted();
     plane.helm(&upgrade).await?;
-    until_operator_is_ready(&plane).await?;
-    ensure!(
-        running_pod(&plane).await? != pod,
-        "the upgrade changed the pod's environment, so it is another pod"
-    );
+    until_operator_is_ready(plane).await?;
+    ensure!(running_pod(plane).await? != pod, "another environment makes another pod");
 
-    // As the operator would have made it, but without a finalizer, since no host has anything of it.
-    plane
-        .client()
-        .apply(&fs::read_to_string(project().join("config/samples/suspendedenvironment.yaml"))?)
-        .await?;
-    let refusal =
-        plane.helm(&["uninstall", RELEASE, "--namespace", NAMESPACE]).await.expect_err("one sleeps");
+    let woken = stage.until_over(woken).await?;
+    let log = woken.log_text();
+    ensure!((woken.state, woken.exit_code) == (JobState::Failed, Some(3)), "{log}");
+    ensure!(log.lines().any(|line| line.trim_end().ends_with("kept")), "{log}");
+    for number in 1..=300 {
+        let line = format!("line {number}");
+        let count = log.lines().filter(|found| found.trim_end().ends_with(&line)).count();
+        ensure!(count == 1, "{line} is there {count} times:\n{log}");
+    }
+    stage.asleep(&key).await?;
+    Ok(())
+}
+
+async fn the_operator_stays_until_nothing_needs_it(stage: &Stage) -> Result<()> {
+    let plane = &stage.cluster.control_plane;
+    let uninstall = ["uninstall", RELEASE, "--namespace", NAMESPACE];
+    let refusal = plane.helm(&uninstall).await.expect_err("an environment sleeps");
     let told = plane.kubectl(&["logs", "job/dormouse-uninstall-check", "--namespace", NAMESPACE]).await?;
-    ensure!(told.contains("linux-abcdefghijklmnop2345"), "{told}\n{refusal:#}");
+    ensure!(
+        told.contains("Dormouse is still in use") && told.contains("group/project"),
+        "{told}\n{refusal:#}"
+    );
     plane.kubectl(&["get", "deployment", "dormouse", "--namespace", NAMESPACE]).await?;
 
-    plane.kubectl(&["delete", "suspendedenvironments", "--all", "--namespace=ci"]).await?;
-    plane.helm(&["uninstall", RELEASE, "--namespace", NAMESPACE]).await?;
+    stage.kubectl(&["delete", "suspendedenvironments", "--all"]).await?;
+    plane.helm(&uninstall).await?;
     wait::until("the operator's pod is gone", POD, async || {
         Ok(plane
             .kubectl(&["get", "pods", "-o", "name", "--namespace", NAMESPACE])
@@ -287,10 +330,9 @@ async fn the_chart_runs_the_real_image_and_refuses_to_strand_environments() -> R
             .then_some(()))
     })
     .await?;
-    plane.kubectl(&["get", "customresourcedefinition", "runnerpools.dormouse.dev"]).await?;
-
-    drop(node);
-    plane.stop().await
+    // Kept, with every object.
+    stage.get("runnerpool", POOL).await?;
+    Ok(())
 }
 
 async fn account_may_do_its_work_and_nothing_else(plane: &ControlPlane) -> Result<()> {
@@ -298,7 +340,7 @@ async fn account_may_do_its_work_and_nothing_else(plane: &ControlPlane) -> Resul
         // `kubectl auth can-i` fails for a no, so the question is put to the API itself.
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
         let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
-        let review = serde_json::json!({
+        let review = json!({
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SubjectAccessReview",
             "spec": {"user": ACCOUNT, "groups": ["system:serviceaccounts"], "resourceAttributes": {
@@ -378,10 +420,6 @@ async fn running_pod(plane: &ControlPlane) -> Result<String> {
             "app.kubernetes.io/name=dormouse",
         ])
         .await
-}
-
-fn operator() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_dormouse"))
 }
 
 fn project() -> &'static Path {

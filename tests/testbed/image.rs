@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 
-use super::tools;
+use super::{operator, tools};
 
 /// An image in a file, as `ctr images import` reads it.
 #[derive(Clone, Debug)]
@@ -20,29 +20,21 @@ pub struct Image {
 }
 
 /// The operator's image as `make image` writes it, but of programs from the profile that tests are built with.
-pub async fn operator(dir: &Path, operator: &Path, tag: &str) -> Result<Image> {
+pub async fn operator(dir: &Path, tag: &str) -> Result<Image> {
     let image = Image::new(dir, "dormouse", tag);
-    let supervisor = supervisor().await?;
+    let supervisor = format!("dormouse-supervisor-{}", std::env::consts::ARCH);
     let mut build = Command::new(tools::sources().join("build-image.sh"));
     build.args(["--name", &image.name()]);
     for (option, path) in [
-        ("--operator", operator),
-        ("--supervisor", &supervisor),
-        ("--archive", &image.archive),
-        ("--rootfs", &dir.join("operator-root")),
+        ("--operator", operator::binary()?),
+        ("--supervisor", operator::supervisor_folder().await?.join(supervisor)),
+        ("--archive", image.archive.clone()),
+        ("--rootfs", dir.join("operator-root")),
     ] {
         build.arg(option).arg(path);
     }
     run(build).await?;
     Ok(image)
-}
-
-/// The supervisor as it is put on hosts, but for the optimiser: static, built without any of the operator.
-pub async fn supervisor() -> Result<PathBuf> {
-    let mut build = Command::new(tools::sources().join("build-supervisor.sh"));
-    build.arg("--test");
-    let output = run(build).await?;
-    Ok(PathBuf::from(output.lines().last().context("build-supervisor.sh named no file")?))
 }
 
 /// The image of the process that holds a pod's namespaces.
@@ -81,9 +73,9 @@ impl Image {
     }
 }
 
-async fn run(mut command: Command) -> Result<String> {
+async fn run(mut command: Command) -> Result<()> {
     let shown = format!("{:?}", command.as_std());
     let output = command.output().await.with_context(|| format!("failed to run {shown}"))?;
     ensure!(output.status.success(), "{shown} failed: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?)
+    Ok(())
 }

@@ -19,16 +19,23 @@ use super::wait::until;
 /// Time for anything that should happen soon on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
 
-/// The control plane all tests of one process share. It ends with the process.
+/// A control plane with the folder it lives in.
 pub struct Cluster {
     /// The servers.
     pub control_plane: ControlPlane,
     _scratch: Scratch,
 }
 
-/// The shared control plane, with our definitions installed.
-pub async fn cluster() -> Result<&'static Cluster> {
-    static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
+impl Cluster {
+    /// Keeps a control plane and its folder together.
+    pub fn new(control_plane: ControlPlane, scratch: Scratch) -> Self {
+        Self { control_plane, _scratch: scratch }
+    }
+}
+
+/// The control plane all tests of one process share, with our definitions installed. It ends with the process.
+pub async fn cluster() -> Result<Arc<Cluster>> {
+    static CLUSTER: OnceCell<Arc<Cluster>> = OnceCell::const_new();
     CLUSTER
         .get_or_try_init(|| async {
             let scratch = Scratch::new("cluster")?;
@@ -38,9 +45,10 @@ pub async fn cluster() -> Result<&'static Cluster> {
             control_plane
                 .kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])
                 .await?;
-            Ok(Cluster { control_plane, _scratch: scratch })
+            Ok(Arc::new(Cluster::new(control_plane, scratch)))
         })
         .await
+        .cloned()
 }
 
 /// What a stage is made of.
@@ -65,8 +73,8 @@ impl Default for Setting {
 
 /// A stage for one test.
 pub struct Stage {
-    /// The shared control plane.
-    pub cluster: &'static Cluster,
+    /// The control plane, shared unless the test brought its own.
+    pub cluster: Arc<Cluster>,
     /// The test's own namespace.
     pub namespace: String,
     /// The test's own GitLab.
@@ -88,11 +96,15 @@ pub const POOL: &str = "pool";
 impl Stage {
     /// Everything but the operator and the pool.
     pub async fn without_operator(name: &str, setting: &Setting) -> Result<Self> {
+        Self::on(cluster().await?, name, setting).await
+    }
+
+    /// Everything but the operator and the pool, on a control plane of the test's own.
+    pub async fn on(cluster: Arc<Cluster>, name: &str, setting: &Setting) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("{name}-{number}");
         let scratch = Arc::new(Scratch::new(name)?);
-        let cluster = cluster().await?;
         let bed = Hosts::new(scratch.path()).await?;
         let gitlab = GitLab::start(setting.gitlab.clone()).await?;
         let runner = gitlab.register_runner(&["dormouse"]);
