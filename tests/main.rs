@@ -17,6 +17,7 @@ mod bed_node;
 mod chart;
 #[cfg(feature = "operator")]
 mod gitlab_stand_in;
+mod layering;
 #[cfg(feature = "operator")]
 mod main_job;
 mod supervisor;
