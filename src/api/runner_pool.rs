@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::duration::{self, Duration};
+use super::duration::Duration;
 
 /// A pool of machines that runs the jobs of one GitLab runner.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,12 +65,10 @@ pub struct RunnerPoolSpec {
     pub instance_ready_command: Option<String>,
     /// How long a job may wait for a slot before it is given back to GitLab. Default: 15m.
     #[serde(default = "default_acquire_timeout")]
-    #[schemars(schema_with = "duration::schema")]
     pub instance_acquire_timeout: Duration,
     /// How long the connection to a running job's instance may be lost before the job is failed with
     /// runner_system_failure. The job runs on meanwhile. Default: 10m.
     #[serde(default = "default_connection_grace")]
-    #[schemars(schema_with = "duration::schema")]
     pub connection_grace: Duration,
     /// Where the machines come from.
     pub provider: Provider,
@@ -219,7 +217,6 @@ pub struct SshSpec {
     pub port: u16,
     /// How long connecting may take, and then the wait for the server's banner. Default: 10s.
     #[serde(default = "default_dial_timeout")]
-    #[schemars(schema_with = "duration::schema")]
     pub dial_timeout: Duration,
     /// What to do with a host whose key is not pinned in its hosts entry. TrustOnFirstUse records the key in
     /// status at the first connection, with an Event, and refuses any other from then on. Pinned refuses hosts
@@ -327,11 +324,9 @@ pub struct RetentionSpec {
     /// Time from a suspend to its expiry. Stamped on the environment; a later change does not touch those that
     /// sleep already. Default: 168h.
     #[serde(default = "default_ttl", rename = "defaultTTL")]
-    #[schemars(schema_with = "duration::schema")]
     pub default_ttl: Duration,
     /// The furthest that anybody may extend the expiry of an environment, from its suspend. Default: 720h.
     #[serde(default = "max_ttl", rename = "maxTTL")]
-    #[schemars(schema_with = "duration::schema")]
     pub max_ttl: Duration,
 }
 
@@ -426,10 +421,10 @@ fn default_capacity() -> u32 {
     1
 }
 fn default_acquire_timeout() -> Duration {
-    duration::seconds(15 * 60)
+    Duration::from_seconds(15 * 60)
 }
 fn default_connection_grace() -> Duration {
-    duration::seconds(10 * 60)
+    Duration::from_seconds(10 * 60)
 }
 fn default_builds_dir() -> String {
     "~/builds".into()
@@ -438,13 +433,13 @@ fn default_ssh_port() -> u16 {
     22
 }
 fn default_dial_timeout() -> Duration {
-    duration::seconds(10)
+    Duration::from_seconds(10)
 }
 fn default_ttl() -> Duration {
-    duration::seconds(168 * 3600)
+    Duration::from_seconds(168 * 3600)
 }
 fn max_ttl() -> Duration {
-    duration::seconds(720 * 3600)
+    Duration::from_seconds(720 * 3600)
 }
 
 impl RunnerPoolSpec {

@@ -6,7 +6,6 @@ use super::conversation::Waiting;
 use super::record::Step;
 use super::resume::{self, Look};
 use super::{DriveError, Driver};
-use crate::api::duration;
 use crate::gitlab::reason::FailureReason;
 
 /// What came of waiting.
@@ -75,7 +74,7 @@ pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
 }
 
 fn deadline(driver: &Driver) -> Instant {
-    let limit = duration::std(driver.settings.spec.instance_acquire_timeout);
+    let limit = driver.settings.spec.instance_acquire_timeout.std();
     let waited = jiff::Timestamp::now().duration_since(driver.lease.spec.accepted_at.0);
     let waited = std::time::Duration::try_from(waited).unwrap_or_default();
     Instant::now() + limit.saturating_sub(waited)
@@ -84,7 +83,7 @@ fn deadline(driver: &Driver) -> Instant {
 /// A server that still counts the job as waiting gives it to somebody else when we fall silent; any other has to
 /// be told that it failed. A resume can go nowhere else: it is always told.
 async fn out_of_time(driver: &mut Driver, waiting_for: &str) -> Acquired {
-    let limit = duration::std(driver.settings.spec.instance_acquire_timeout);
+    let limit = driver.settings.spec.instance_acquire_timeout.std();
     let message = format!(
         "no slot within {} s (spec.instanceAcquireTimeout): waited for {waiting_for}",
         limit.as_secs()

@@ -13,7 +13,6 @@ use super::conversation::{Sent, Verdict};
 use super::record::{Ending, Step};
 use super::suspend::{self, Suspended};
 use super::{DriveError, Driver, order, resume};
-use crate::api::duration;
 use crate::api::job_lease::LeasePhase;
 use crate::api::suspended_environment::{Phase, object_name};
 use crate::gitlab::client::Wish;
@@ -130,7 +129,7 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
 /// The link to the lease's host, waiting for it up to the grace.
 async fn reach(driver: &mut Driver, lost_since: Option<Instant>) -> Option<Arc<Link>> {
     let instance = driver.lease.place().map(|(instance, _)| instance.to_owned()).unwrap_or_default();
-    let grace = duration::std(driver.settings.spec.connection_grace);
+    let grace = driver.settings.spec.connection_grace.std();
     let deadline = lost_since.unwrap_or_else(Instant::now) + grace;
     let mut turns = driver.held.turns();
     loop {
@@ -650,7 +649,7 @@ async fn stop_and_wait(driver: &Driver, link: &Link) -> Result<(), LinkError> {
 /// The host was away for longer than the grace: GitLab is told, what is there is swept when it returns.
 async fn give_up(driver: &mut Driver, why: Option<&str>) -> Result<(), DriveError> {
     let instance = driver.lease.place().map(|(instance, _)| instance.to_owned()).unwrap_or_default();
-    let grace = duration::std(driver.settings.spec.connection_grace);
+    let grace = driver.settings.spec.connection_grace.std();
     let message = why.map_or_else(
         || {
             format!(

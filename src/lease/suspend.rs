@@ -17,11 +17,12 @@ use serde_json::json;
 
 use super::order::SuspensionWish;
 use super::{DriveError, Driver, resume};
+use crate::api::duration::Duration;
 use crate::api::key::{EnvironmentId, EnvironmentKey};
 use crate::api::suspended_environment::{
     Origin, Phase, ScriptOutcome, SuspendedEnvironmentSpec, Tier, object_name,
 };
-use crate::api::{SuspendedEnvironment, duration, labels};
+use crate::api::{SuspendedEnvironment, labels};
 use crate::environment::limits::{self, Limits, OverLimit, Population};
 use crate::environment::plan::HostWord;
 use crate::host::link::Link;
@@ -203,8 +204,8 @@ fn object(driver: &Driver, record: &JobRecord, name: &str, workspace_path: Strin
 fn times(driver: &Driver) -> (Time, Time) {
     let retention = &driver.settings.spec.retention;
     let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
-    let after = |wait| {
-        let wait = SignedDuration::try_from(duration::std(wait)).unwrap_or(SignedDuration::MAX);
+    let after = |wait: Duration| {
+        let wait = SignedDuration::try_from(wait.std()).unwrap_or(SignedDuration::MAX);
         Time(now.checked_add(wait).unwrap_or(Timestamp::MAX))
     };
     (after(retention.default_ttl), after(retention.max_ttl))

@@ -8,7 +8,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::settings::Settings;
-use crate::api::duration;
 use crate::api::runner_pool::{HostStatus, Isolation, ProxyJump, StaticHost};
 use crate::host::connection::Target;
 use crate::host::install::{Supervisors, Wanted};
@@ -158,7 +157,7 @@ fn order(
     caller: &Caller,
 ) -> Result<HostOrder, trust::TrustError> {
     let ssh = &settings.spec.ssh;
-    let dial_timeout = duration::std(ssh.dial_timeout);
+    let dial_timeout = ssh.dial_timeout.std();
     let jump = match &ssh.proxy_jump {
         Some(jump) => Some(Box::new(jump_target(settings, jump)?)),
         None => None,
@@ -208,7 +207,7 @@ fn jump_target(settings: &Settings, jump: &ProxyJump) -> Result<Target, trust::T
         port: jump.port,
         username: jump.username.clone(),
         expected,
-        dial_timeout: duration::std(ssh.dial_timeout),
+        dial_timeout: ssh.dial_timeout.std(),
         key: Arc::clone(&settings.ssh_key),
         jump: None,
     })
