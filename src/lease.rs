@@ -38,12 +38,15 @@ use crate::pool::settings::Settings;
 use crate::telemetry::LeaseOutcome;
 
 pub mod acquire;
+pub mod conclude;
 pub mod conversation;
+pub mod finish;
 pub mod order;
 pub mod payload;
 pub mod record;
 pub mod resume;
 pub mod run;
+pub mod stream;
 pub mod suspend;
 pub mod tail;
 
@@ -175,7 +178,7 @@ impl Driver {
             Confirmation::Confirmed => run::run(self).await,
             Confirmation::Canceled if self.lease.phase() == LeasePhase::Assigned => self.end_canceled().await,
             Confirmation::Canceled => run::run(self).await,
-            Confirmation::Gone => run::abandon(self).await,
+            Confirmation::Gone => finish::abandon(self).await,
         }
     }
 

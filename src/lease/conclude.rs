@@ -1,0 +1,151 @@
+//! The end of a job on its host: suspended if that is due, the last words said, the log closed.
+
+use super::record::Ending;
+use super::stream::Streaming;
+use super::suspend::{self, Suspended};
+use super::{DriveError, Driver, order, resume};
+use crate::api::suspended_environment::{Phase, object_name};
+use crate::gitlab::reason::FailureReason;
+use crate::host::link::Link;
+use crate::spool::closing;
+use crate::spool::record::{JobRecord, JobResult, Outcome, ScriptEnd};
+
+/// How a job was concluded.
+#[derive(Debug, Clone)]
+pub struct Conclusion {
+    /// What GitLab and the lease are told.
+    pub ending: Ending,
+    /// The key GitLab is told, when it asked for the suspend.
+    pub environment_key: Option<String>,
+    /// Whether the environment stays on the host.
+    pub kept: bool,
+}
+
+/// The stages are done and the log is open: suspends if that is due, says the last words, closes the log.
+pub async fn conclude(
+    driver: &mut Driver,
+    link: &Link,
+    record: &JobRecord,
+) -> Result<Conclusion, DriveError> {
+    let Some(result) = record.result.clone() else {
+        return conclude_with(driver, link, record, &lost_result("the job left no result")).await;
+    };
+    if !result.suspend_due {
+        return conclude_with(driver, link, record, &result).await;
+    }
+    let mut ending = Ending::of(record);
+    let suspended = suspend::suspend(driver, link, record).await?;
+    if let Suspended::Failed(why) = &suspended {
+        // A resumed environment that cannot be put to sleep again is not given up for that.
+        resume::back_to_sleep(driver, why).await?;
+    }
+    let (lines, environment_key, kept) = match suspended {
+        Suspended::Asleep(key) => {
+            let lines = [closing::suspended_line(&key), closing::closing_line(&result)];
+            let wish = order::suspension(&driver.settings.spec, &driver.job);
+            let told = order::tells_key(wish, result.script).then_some(key);
+            (lines.join("\n"), told, true)
+        }
+        Suspended::Deleted => {
+            let line = "The job environment was released while the job ran; it is not suspended again";
+            (format!("{line}\n{}", closing::closing_line(&result)), None, false)
+        }
+        Suspended::Failed(why) if result.outcome == Outcome::Success => {
+            ending.failure = Some(FailureReason::RunnerSystemFailure);
+            ending.message = format!("the job environment could not be suspended: {why}");
+            (closing::system_failure(&ending.message), None, false)
+        }
+        Suspended::Failed(why) => {
+            let line = format!("WARNING: The job environment could not be suspended: {why}");
+            (format!("{line}\n{}", closing::closing_line(&result)), None, false)
+        }
+    };
+    // (9)
+    link.seal(&driver.path(), &lines).await?;
+    let kept = kept || driver.lease.spec.resume_from.is_some();
+    Ok(Conclusion { ending, environment_key, kept })
+}
+
+/// Closes the log with the result's own last line, and puts a resumed environment back to sleep: its script did
+/// not come to its end.
+async fn conclude_with(
+    driver: &mut Driver,
+    link: &Link,
+    record: &JobRecord,
+    result: &JobResult,
+) -> Result<Conclusion, DriveError> {
+    let mut ending = Ending::of(record);
+    ending.failure = FailureReason::of(result.outcome);
+    ending.exit_code = Some(result.exit_code);
+    ending.message = result.message.clone();
+    let resumes = resume::bound(driver).is_some();
+    if resumes && result.script == ScriptEnd::NotEnded {
+        link.suspend(&driver.path()).await?;
+        resume::back_to_sleep(driver, &result.message).await?;
+    }
+    // (9)
+    link.seal(&driver.path(), &closing::closing_line(result)).await?;
+    Ok(Conclusion { ending, environment_key: None, kept: resumes })
+}
+
+/// The supervisor closed the log itself: no suspend was due. Or an earlier holder did, after a suspend.
+pub async fn conclude_sealed(
+    driver: &mut Driver,
+    link: &Link,
+    record: &JobRecord,
+) -> Result<Conclusion, DriveError> {
+    let mut ending = Ending::of(record);
+    let result = record.result.clone();
+    let bound = resume::bound(driver).is_some();
+    let script = result.as_ref().map_or(ScriptEnd::NotEnded, |result| result.script);
+    if bound && script == ScriptEnd::NotEnded {
+        link.suspend(&driver.path()).await?;
+        resume::back_to_sleep(driver, &ending.message).await?;
+    }
+    let suspend_due = result.is_some_and(|result| result.suspend_due);
+    if suspend_due {
+        // The log was closed after the suspend, so what became of it stands in the object.
+        let name = object_name(&driver.held.name, &driver.lease.spec.environment_id);
+        let kept = driver.held.shared.environments.read(&driver.held.namespace, &name).await?;
+        let asleep = kept.is_some_and(|known| {
+            known.metadata.deletion_timestamp.is_none() && known.phase() == Phase::Suspended
+        });
+        if asleep {
+            let wish = order::suspension(&driver.settings.spec, &driver.job);
+            let key = order::tells_key(wish, script).then(|| suspend::key(driver));
+            return Ok(Conclusion { ending, environment_key: key, kept: true });
+        }
+        if ending.failure.is_none() {
+            ending.failure = Some(FailureReason::RunnerSystemFailure);
+            ending.message = "the job environment could not be suspended".to_owned();
+        }
+    }
+    Ok(Conclusion { ending, environment_key: None, kept: bound && script == ScriptEnd::NotEnded })
+}
+
+/// The process that ran the job is gone: say so, and end it.
+pub async fn bury(
+    driver: &mut Driver,
+    link: &Link,
+    record: &JobRecord,
+    streaming: &mut Streaming,
+) -> Result<(), DriveError> {
+    let message = if record.runner.boot_id == link.hello.boot_id {
+        "the supervisor that ran the job was killed on the host"
+    } else {
+        "the host was rebooted while the job ran"
+    };
+    let conclusion = conclude_with(driver, link, record, &lost_result(message)).await?;
+    streaming.conclusion = Some(conclusion);
+    Ok(())
+}
+
+fn lost_result(message: &str) -> JobResult {
+    JobResult {
+        outcome: Outcome::SystemFailure,
+        script: ScriptEnd::NotEnded,
+        exit_code: 0,
+        message: message.to_owned(),
+        suspend_due: false,
+    }
+}
