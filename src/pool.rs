@@ -577,32 +577,26 @@ struct KeyRecorder {
 impl RecordKey for KeyRecorder {
     async fn record(&self, host: &str, key: String) -> Result<(), String> {
         let _turn = self.held.status_turn.lock().await;
-        let gone = || "the pool is gone".to_owned();
-        let pool = self.held.pool().ok_or_else(gone)?;
-        let address =
-            pool.spec.provider.fixed.hosts.iter().find(|known| known.name == host).ok_or_else(gone)?;
-        let recorded_address = Some(address.address.clone());
-        let mut next = pool.as_ref().clone();
-        let mut status = next.status.take().unwrap_or_default();
-        match status.hosts.iter_mut().find(|known| known.name == host) {
-            Some(known) if known.recorded_host_key.as_ref() == Some(&key) => return Ok(()),
-            Some(known) => {
-                known.recorded_host_key = Some(key.clone());
-                known.recorded_address = recorded_address;
+        loop {
+            let pool = self.held.pool().ok_or("the pool is gone")?;
+            let hosts = &pool.spec.provider.fixed.hosts;
+            let address = &hosts.iter().find(|known| known.name == host).ok_or("the host is gone")?.address;
+            let mut next = pool.as_ref().clone();
+            let status = next.status.get_or_insert_default();
+            if !status::record_key(&mut status.hosts, host, address, &key)? {
+                return Ok(());
             }
-            None => status.hosts.push(HostStatus {
-                name: host.to_owned(),
-                state: "Connecting".to_owned(),
-                recorded_host_key: Some(key.clone()),
-                recorded_address,
-                ..HostStatus::default()
-            }),
+            match self.held.shared.pools.replace_status(&next).await {
+                Ok(_) => {
+                    let note = format!("recorded the host key of {host} at the first connection: {key}");
+                    self.held.shared.events.normal(pool.as_ref(), "HostKeyRecorded", "Connect", note).await;
+                    return Ok(());
+                }
+                // The cache holds the newer version now.
+                Err(error) if is_conflict(&error) => {}
+                Err(error) => return Err(error.to_string()),
+            }
         }
-        next.status = Some(status);
-        self.held.shared.pools.replace_status(&next).await.map_err(|error| error.to_string())?;
-        let note = format!("recorded the host key of {host} at the first connection: {key}");
-        self.held.shared.events.normal(pool.as_ref(), "HostKeyRecorded", "Connect", note).await;
-        Ok(())
     }
 }
 

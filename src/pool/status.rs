@@ -62,6 +62,39 @@ pub fn status(observed: &Observed<'_>) -> RunnerPoolStatus {
     }
 }
 
+/// Writes a first-seen key into the hosts of a status; false when it stands there already.
+///
+/// # Errors
+/// When another key stands there for that address: a first use happens once, whoever is first.
+pub fn record_key(
+    hosts: &mut Vec<HostStatus>,
+    host: &str,
+    address: &str,
+    key: &str,
+) -> Result<bool, &'static str> {
+    let known = match hosts.iter_mut().find(|known| known.name == host) {
+        Some(known) => known,
+        None => {
+            hosts.push(HostStatus {
+                name: host.to_owned(),
+                state: HostState::Connecting.name().to_owned(),
+                ..HostStatus::default()
+            });
+            hosts.last_mut().ok_or("the host is gone")?
+        }
+    };
+    if known.recorded_address.as_deref() == Some(address) {
+        match known.recorded_host_key.as_deref() {
+            Some(recorded) if recorded == key => return Ok(false),
+            Some(_) => return Err("another key was recorded for it meanwhile"),
+            None => {}
+        }
+    }
+    known.recorded_host_key = Some(key.to_owned());
+    known.recorded_address = Some(address.to_owned());
+    Ok(true)
+}
+
 /// Hosts in the order of the spec, each with the key recorded for it so far.
 fn hosts(observed: &Observed<'_>, old: &[HostStatus]) -> Vec<HostStatus> {
     observed
