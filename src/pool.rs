@@ -5,6 +5,7 @@
 //! tenure, at any await, without undoing anything: the next holder finds the rest in the objects and on the hosts.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -81,6 +82,10 @@ pub struct Held {
     wake: Arc<Notify>,
     /// Moves after every look of the driver.
     turn: watch::Sender<u64>,
+    /// Asks for the settings to be read again now.
+    recheck: Notify,
+    /// Whether a request for a job is under way: one that the pool has to take, whatever it wishes by then.
+    asking: AtomicBool,
 }
 
 /// Holds a pool until its tenure ends. Every task has ended then, but for the intake's open request: GitLab may have
@@ -225,6 +230,10 @@ async fn delete(held: &Arc<Held>, pool: &RunnerPool) {
     if !environments.is_empty() || held.leases().iter().any(|lease| lease.phase().is_open()) {
         return;
     }
+    // The answer to a request under way may be a job, which would have no pool to run it.
+    if held.is_asking() {
+        return;
+    }
     for lease in held.leases() {
         if lease.metadata.deletion_timestamp.is_none()
             && let Err(error) = held.shared.leases.delete(&lease).await
@@ -291,6 +300,7 @@ async fn refresh_settings(held: Arc<Held>) {
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(deadline) => break,
+                () = held.recheck.notified() => break,
                 Ok(()) = changes.changed() => {
                     if held.pool().is_none_or(|pool| pool.metadata.generation != seen) {
                         break;
@@ -315,6 +325,7 @@ async fn write_status(held: &Held) -> Result<(), kube::Error> {
         hosts: &hosts,
         view: &view,
         idle: intake::may_poll(held).err(),
+        asking: held.is_asking(),
         holder: &held.shared.identity,
         epoch: held.epoch(),
         now: Timestamp::now(),
@@ -369,6 +380,8 @@ impl Held {
             tasks: TaskTracker::new(),
             wake: Arc::new(Notify::new()),
             turn: watch::Sender::new(0),
+            recheck: Notify::new(),
+            asking: AtomicBool::new(false),
         }
     }
 
@@ -401,6 +414,18 @@ impl Held {
         *lock(&self.settings) = None;
         let message = settings::SettingsError::InvalidToken.to_string();
         *lock(&self.problem) = Some(("TokenRefused", message, false));
+        self.recheck.notify_one();
+        self.wake();
+    }
+
+    /// Whether a request for a job is under way.
+    pub fn is_asking(&self) -> bool {
+        self.asking.load(Ordering::SeqCst)
+    }
+
+    /// Says whether a request for a job is under way.
+    pub fn set_asking(&self, asking: bool) {
+        self.asking.store(asking, Ordering::SeqCst);
         self.wake();
     }
 

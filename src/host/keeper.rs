@@ -11,10 +11,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, SshError, Target};
-use super::trust::{self, Expected, TrustError};
 use super::install::{InstallError, Supervisors, Wanted};
 use super::link::{Caller, Link, LinkError};
 use super::quote;
+use super::trust::{self, Expected, TrustError};
 use crate::spool::verb::{CgroupSupport, RefusalReason};
 
 /// First pause after a failure, and the longest: a laptop that comes back is seen within the latter.

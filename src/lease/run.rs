@@ -446,8 +446,7 @@ async fn conclude_sealed(
         let name = object_name(&driver.held.name, &driver.lease.spec.environment_id);
         let kept = driver.held.shared.environments.read(&driver.held.namespace, &name).await?;
         let asleep = kept.is_some_and(|known| {
-            known.metadata.deletion_timestamp.is_none()
-                && known.phase() == Phase::Suspended
+            known.metadata.deletion_timestamp.is_none() && known.phase() == Phase::Suspended
         });
         if asleep {
             let wish = order::suspension(&driver.settings.spec, &driver.job);
@@ -623,8 +622,7 @@ async fn abandon_on(driver: &mut Driver, link: &Arc<Link>) -> Result<(), DriveEr
 /// Whether an object keeps the environment although no job is bound to it: it was put to sleep already.
 fn is_kept(driver: &Driver) -> bool {
     driver.held.environments().iter().any(|known| {
-        known.spec.environment_id == driver.lease.spec.environment_id
-            && known.phase() == Phase::Suspended
+        known.spec.environment_id == driver.lease.spec.environment_id && known.phase() == Phase::Suspended
     })
 }
 

@@ -165,11 +165,7 @@ async fn tell(
     }
 }
 
-fn order(
-    settings: &Settings,
-    host: &StaticHost,
-    caller: &Caller,
-) -> Result<HostOrder, trust::TrustError> {
+fn order(settings: &Settings, host: &StaticHost, caller: &Caller) -> Result<HostOrder, trust::TrustError> {
     let ssh = &settings.spec.ssh;
     let dial_timeout = duration::std(ssh.dial_timeout);
     let jump = match &ssh.proxy_jump {

@@ -27,6 +27,8 @@ pub struct Observed<'a> {
     pub view: &'a View,
     /// Why GitLab is not asked, if it is not.
     pub idle: Option<Idle>,
+    /// Whether a request for a job is under way all the same.
+    pub asking: bool,
     /// Who holds it.
     pub holder: &'a str,
     /// The holder's epoch.
@@ -151,6 +153,7 @@ fn ready(needed: &[&Finding], observed: &Observed<'_>) -> Finding {
 fn deleting(observed: &Observed<'_>) -> String {
     let (jobs, environments) = (observed.view.claimants.len(), observed.view.sleepers.len());
     match (jobs, environments) {
+        (0, 0) if observed.asking => "waiting for GitLab to answer the last request for a job".to_owned(),
         (0, 0) => "the hosts are being given back".to_owned(),
         (0, _) => format!(
             "waiting for {environments} environments; delete them, or set spec.deletionPolicy to Release"
@@ -284,6 +287,12 @@ fn capacity(view: &View) -> Finding {
 
 fn drained(observed: &Observed<'_>) -> Finding {
     match (observed.pool.spec.mode, observed.view.claimants.len()) {
+        (Mode::Draining, 0) if observed.asking => Finding::new(
+            DRAINED,
+            false,
+            "RequestOpen",
+            "GitLab has not answered the last request for a job yet",
+        ),
         (Mode::Draining, 0) => Finding::new(DRAINED, true, "Drained", "no job is open"),
         (Mode::Draining, open) => Finding::new(DRAINED, false, "JobsOpen", format!("{open} jobs are open")),
         (Mode::Active | Mode::Paused, _) => {
