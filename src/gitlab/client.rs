@@ -383,7 +383,7 @@ impl Client {
         body
     }
 
-    /// Sends the next bytes of a job's log.
+    /// Sends the next bytes of a job's log. Where GitLab knows no log of it, it is asked whether it knows the job.
     pub async fn patch_trace(&self, job: &JobCredentials, offset: u64, bytes: Bytes) -> TraceAnswer {
         let debug = job.debug_trace;
         let last = offset + (bytes.len() as u64).saturating_sub(1);
@@ -402,7 +402,16 @@ impl Client {
             (StatusCode::ACCEPTED, size) => TraceAnswer::Accepted { size: size.unwrap_or(last + 1), status },
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(size)) => TraceAnswer::Mismatch { size, status },
             (StatusCode::FORBIDDEN, _) => TraceAnswer::Abort,
-            // A 404 here does not end the job: the next update says whether GitLab still knows it.
+            // A 404 here does not end the job; the answer to an update says whether GitLab still knows it.
+            (StatusCode::NOT_FOUND, _) => match self.update(job, &JobUpdate::Running).await {
+                UpdateAnswer::Gone => TraceAnswer::Abort,
+                UpdateAnswer::Ok(_)
+                | UpdateAnswer::StoringLog { .. }
+                | UpdateAnswer::LogInvalid
+                | UpdateAnswer::OwnedByOther
+                | UpdateAnswer::Refused
+                | UpdateAnswer::Retry { .. } => TraceAnswer::Retry { after: None },
+            },
             (_, _) => TraceAnswer::Retry { after: retry_after(response.headers()) },
         }
     }

@@ -160,7 +160,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the host cannot be reached, trusted or logged in to.
-    pub async fn open(target: Target) -> Result<Self, SshError> {
+    pub async fn open(mut target: Target) -> Result<Self, SshError> {
         let config = Arc::new(client::Config {
             keepalive_interval: Some(KEEPALIVE_INTERVAL),
             keepalive_max: KEEPALIVE_MAX,
@@ -168,6 +168,8 @@ impl Connection {
             ..client::Config::default()
         });
         let (session, host_key) = dial(&target, &config).await?;
+        // A first use is one connection: every further one to the host must find the same key.
+        target.expected = Expected::Key(host_key.clone());
         Ok(Self { target, config, handles: Mutex::new(vec![Arc::new(session)]), host_key })
     }
 

@@ -14,6 +14,7 @@ use super::connection::{Connection, SshError, Target};
 use super::install::{InstallError, Supervisors, Wanted};
 use super::link::{Caller, Link, LinkError};
 use super::quote;
+use super::trust::{self, Expected, TrustError};
 use crate::spool::verb::{CgroupSupport, RefusalReason};
 
 /// First pause after a failure, and the longest: a laptop that comes back is seen within the latter.
@@ -95,10 +96,14 @@ impl HostState {
     }
 }
 
+/// What is expected of a host's key, as it stands now: a person may pin another one or remove the recorded one, and
+/// a first use ends with the first connection.
+pub type Trust = Result<Expected, TrustError>;
+
 /// What a pool asks of a host.
 #[derive(Debug, Clone)]
 pub struct HostOrder {
-    /// Where to connect and as whom.
+    /// Where to connect and as whom. What is expected of the key is told apart from this, since it changes.
     pub target: Target,
     /// What to install.
     pub wanted: Wanted,
@@ -117,7 +122,8 @@ pub trait RecordKey: Send + Sync + 'static {
 /// Keeps a host linked until cancelled.
 pub async fn keep<R: RecordKey>(
     name: String,
-    order: HostOrder,
+    mut order: HostOrder,
+    mut trust: watch::Receiver<Trust>,
     supervisors: Supervisors,
     recorder: Arc<R>,
     state: watch::Sender<HostState>,
@@ -125,21 +131,34 @@ pub async fn keep<R: RecordKey>(
 ) {
     let mut pause = PAUSE;
     loop {
-        let next = tokio::select! {
-            // Dropping a half-made connection leaves nothing behind on the host.
-            next = link(&name, &order, &supervisors, recorder.as_ref()) => next,
-            () = cancel.cancelled() => return,
+        let trusted = trust.borrow_and_update().clone();
+        let next = match trusted {
+            Err(error) => HostState::KeyRefused(error.to_string()),
+            Ok(expected) => {
+                order.target.expected = expected;
+                tokio::select! {
+                    // Dropping a half-made connection leaves nothing behind on the host.
+                    next = link(&name, &order, &supervisors, recorder.as_ref()) => next,
+                    () = cancel.cancelled() => return,
+                }
+            }
         };
         if let HostState::Ready(link) = &next {
             tracing::info!(host = name, version = link.hello.version, "the host is ready");
             pause = PAUSE;
             let link = Arc::clone(link);
             state.send_replace(next);
-            if watch_link(&link, &cancel).await {
-                return;
+            match watch_link(&link, &mut trust, &cancel).await {
+                Parted::Cancelled => return,
+                Parted::Lost => {
+                    tracing::warn!(host = name, "the connection to the host was lost");
+                    state.send_replace(HostState::Unreachable("the connection was lost".to_owned()));
+                }
+                Parted::Distrusted(error) => {
+                    tracing::warn!(host = name, %error, "the host's key is not trusted any more");
+                    state.send_replace(HostState::KeyRefused(error.to_string()));
+                }
             }
-            tracing::warn!(host = name, "the connection to the host was lost");
-            state.send_replace(HostState::Unreachable("the connection was lost".to_owned()));
         } else {
             if state.borrow().message() != next.message() {
                 tracing::warn!(
@@ -152,23 +171,41 @@ pub async fn keep<R: RecordKey>(
             state.send_replace(next);
         }
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+            Ok(()) = trust.changed() => pause = PAUSE,
             () = cancel.cancelled() => return,
         }
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
-/// Waits until the connection is gone; true when cancelled instead.
-async fn watch_link(link: &Link, cancel: &CancellationToken) -> bool {
+/// Why a ready host is not watched any more.
+enum Parted {
+    /// The connection is gone.
+    Lost,
+    /// The key it was made with is not the expected one any more.
+    Distrusted(TrustError),
+    /// The pool does not want it any more.
+    Cancelled,
+}
+
+/// Waits until a ready host is not to be used any more.
+async fn watch_link(link: &Link, trust: &mut watch::Receiver<Trust>, cancel: &CancellationToken) -> Parted {
     loop {
         tokio::select! {
             () = tokio::time::sleep(WATCH_INTERVAL) => {
                 if link.connection().is_closed() {
-                    return false;
+                    return Parted::Lost;
                 }
             }
-            () = cancel.cancelled() => return true,
+            Ok(()) = trust.changed() => {
+                let verdict = trust.borrow_and_update().clone().and_then(|expected| {
+                    trust::check(&expected, &link.connection().host_key)
+                });
+                if let Err(error) = verdict {
+                    return Parted::Distrusted(error);
+                }
+            }
+            () = cancel.cancelled() => return Parted::Cancelled,
         }
     }
 }
@@ -184,7 +221,7 @@ async fn link<R: RecordKey>(
         Err(error) => return of_ssh(&error),
     };
     // The key is durable before anything of ours is on the host: a first use happens once.
-    if order.target.expected == super::trust::Expected::FirstUse {
+    if order.target.expected == Expected::FirstUse {
         let key = connection.host_key.to_openssh().unwrap_or_default();
         if let Err(why) = recorder.record(name, key).await {
             return HostState::Unreachable(format!("its host key could not be recorded: {why}"));

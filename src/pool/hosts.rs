@@ -11,7 +11,7 @@ use super::settings::Settings;
 use crate::api::runner_pool::{HostStatus, Isolation, ProxyJump, StaticHost};
 use crate::host::connection::Target;
 use crate::host::install::{Supervisors, Wanted};
-use crate::host::keeper::{self, HostOrder, HostState, RecordKey};
+use crate::host::keeper::{self, HostOrder, HostState, RecordKey, Trust};
 use crate::host::link::{Caller, Link};
 use crate::host::trust::{self, Expected};
 
@@ -25,6 +25,8 @@ pub struct Hosts {
 struct Known {
     slots: u32,
     state: watch::Receiver<HostState>,
+    /// What is expected of its key, for the keeper.
+    trust: watch::Sender<Trust>,
     /// What the keeper was started with; another one starts another keeper.
     order: String,
     cancel: CancellationToken,
@@ -66,14 +68,25 @@ impl Hosts {
         });
         for host in hosts {
             let slots = settings.spec.slots_of(host);
-            let order = order(settings, host, recorded, caller);
-            let mark = mark(settings, host, &order);
+            let trusted = trust::expected(
+                host.host_key.as_deref(),
+                recorded_key(recorded, &host.name, &host.address),
+                settings.spec.ssh.host_key_policy,
+            );
+            let order = order(settings, host, caller);
+            let mark = mark(settings, host);
             if let Some(running) = known.get_mut(&host.name)
                 && running.order == mark
             {
                 running.slots = slots;
+                running.trust.send_if_modified(|known| {
+                    let changes = *known != trusted;
+                    *known = trusted;
+                    changes
+                });
                 continue;
             }
+            let (trust, watched_trust) = watch::channel(trusted);
             let (sender, state) = watch::channel(HostState::Connecting);
             let cancel = ended.child_token();
             match order {
@@ -81,6 +94,7 @@ impl Hosts {
                     let keeper = keeper::keep(
                         host.name.clone(),
                         order,
+                        watched_trust,
                         supervisors.clone(),
                         Arc::clone(recorder),
                         sender,
@@ -93,7 +107,7 @@ impl Hosts {
                     sender.send_replace(HostState::KeyRefused(error.to_string()));
                 }
             }
-            let entry = Known { slots, state, order: mark, cancel };
+            let entry = Known { slots, state, trust, order: mark, cancel };
             if let Some(old) = known.insert(host.name.clone(), entry) {
                 old.cancel.cancel();
             }
@@ -150,12 +164,7 @@ async fn tell(
     }
 }
 
-fn order(
-    settings: &Settings,
-    host: &StaticHost,
-    recorded: &[HostStatus],
-    caller: &Caller,
-) -> Result<HostOrder, trust::TrustError> {
+fn order(settings: &Settings, host: &StaticHost, caller: &Caller) -> Result<HostOrder, trust::TrustError> {
     let ssh = &settings.spec.ssh;
     let dial_timeout = ssh.dial_timeout.std();
     let jump = match &ssh.proxy_jump {
@@ -163,17 +172,13 @@ fn order(
         None => None,
     };
     let port = host.port.unwrap_or(ssh.port);
-    let expected = trust::expected(
-        host.host_key.as_deref(),
-        recorded_key(recorded, &host.name, &host.address),
-        ssh.host_key_policy,
-    )?;
     Ok(HostOrder {
         target: Target {
             address: host.address.clone(),
             port,
             username: ssh.username.clone(),
-            expected,
+            // Told by the keeper's own channel before each connection.
+            expected: Expected::FirstUse,
             dial_timeout,
             key: Arc::clone(&settings.ssh_key),
             jump,
@@ -213,19 +218,11 @@ fn jump_target(settings: &Settings, jump: &ProxyJump) -> Result<Target, trust::T
     })
 }
 
-/// What a keeper depends on, as text. A first use that has become a recorded key is the same order: the keeper
-/// holds that key's connection already.
-fn mark(settings: &Settings, host: &StaticHost, order: &Result<HostOrder, trust::TrustError>) -> String {
+/// What a keeper depends on, as text, but for the host's key: that is told to the running keeper.
+fn mark(settings: &Settings, host: &StaticHost) -> String {
     let ssh = &settings.spec.ssh;
-    let expected = match order {
-        Ok(order) => match (&host.host_key, &order.target.expected) {
-            (Some(pinned), _) => pinned.clone(),
-            (None, Expected::FirstUse | Expected::Key(_)) => String::new(),
-        },
-        Err(error) => error.to_string(),
-    };
     format!(
-        "{}:{} {:?} {expected} {:?} {:?} {:?} {:?}",
+        "{}:{} {:?} {:?} {:?} {:?} {:?}",
         host.address,
         host.port.unwrap_or(ssh.port),
         ssh,

@@ -84,6 +84,12 @@ pub async fn run(held: Arc<Held>) {
                 continue;
             }
         };
+        // Said before the last look: a pool that is drained or deleted from here on waits for the answer.
+        held.set_asking(true);
+        if may_poll(&held).is_err() {
+            held.set_asking(false);
+            continue;
+        }
         let begun = std::time::Instant::now();
         let mark_before = last_update.clone();
         let answer = settings.gitlab.request_job(&mut last_update).await;
@@ -110,10 +116,12 @@ pub async fn run(held: Arc<Held>) {
                 tracing::warn!(pool = held.name, cause, "GitLab could not be asked for a job");
                 let wait = after.unwrap_or(error_wait);
                 error_wait = (error_wait * 2).min(LONGEST_ERROR_INTERVAL);
+                held.set_asking(false);
                 pause(&held, wait).await;
                 continue;
             }
         };
+        held.set_asking(false);
         error_wait = ERROR_INTERVAL;
         pause(&held, wait).await;
     }

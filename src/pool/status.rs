@@ -27,6 +27,8 @@ pub struct Observed<'a> {
     pub view: &'a View,
     /// Why GitLab is not asked, if it is not.
     pub idle: Option<Idle>,
+    /// Whether a request for a job is under way all the same.
+    pub asking: bool,
     /// Who holds it.
     pub holder: &'a str,
     /// The holder's epoch.
@@ -60,6 +62,39 @@ pub fn status(observed: &Observed<'_>) -> RunnerPoolStatus {
         hosts: hosts(observed, &old.hosts),
         conditions,
     }
+}
+
+/// Writes a first-seen key into the hosts of a status; false when it stands there already.
+///
+/// # Errors
+/// When another key stands there for that address: a first use happens once, whoever is first.
+pub fn record_key(
+    hosts: &mut Vec<HostStatus>,
+    host: &str,
+    address: &str,
+    key: &str,
+) -> Result<bool, &'static str> {
+    let known = match hosts.iter_mut().find(|known| known.name == host) {
+        Some(known) => known,
+        None => {
+            hosts.push(HostStatus {
+                name: host.to_owned(),
+                state: HostState::Connecting.name().to_owned(),
+                ..HostStatus::default()
+            });
+            hosts.last_mut().ok_or("the host is gone")?
+        }
+    };
+    if known.recorded_address.as_deref() == Some(address) {
+        match known.recorded_host_key.as_deref() {
+            Some(recorded) if recorded == key => return Ok(false),
+            Some(_) => return Err("another key was recorded for it meanwhile"),
+            None => {}
+        }
+    }
+    known.recorded_host_key = Some(key.to_owned());
+    known.recorded_address = Some(address.to_owned());
+    Ok(true)
 }
 
 /// Hosts in the order of the spec, each with the key recorded for it so far.
@@ -118,6 +153,7 @@ fn ready(needed: &[&Finding], observed: &Observed<'_>) -> Finding {
 fn deleting(observed: &Observed<'_>) -> String {
     let (jobs, environments) = (observed.view.claimants.len(), observed.view.sleepers.len());
     match (jobs, environments) {
+        (0, 0) if observed.asking => "waiting for GitLab to answer the last request for a job".to_owned(),
         (0, 0) => "the hosts are being given back".to_owned(),
         (0, _) => format!(
             "waiting for {environments} environments; delete them, or set spec.deletionPolicy to Release"
@@ -251,6 +287,12 @@ fn capacity(view: &View) -> Finding {
 
 fn drained(observed: &Observed<'_>) -> Finding {
     match (observed.pool.spec.mode, observed.view.claimants.len()) {
+        (Mode::Draining, 0) if observed.asking => Finding::new(
+            DRAINED,
+            false,
+            "RequestOpen",
+            "GitLab has not answered the last request for a job yet",
+        ),
         (Mode::Draining, 0) => Finding::new(DRAINED, true, "Drained", "no job is open"),
         (Mode::Draining, open) => Finding::new(DRAINED, false, "JobsOpen", format!("{open} jobs are open")),
         (Mode::Active | Mode::Paused, _) => {
