@@ -22,4 +22,8 @@ mod layering;
 mod main_job;
 mod supervisor;
 #[cfg(feature = "operator")]
+mod suspension;
+#[cfg(feature = "operator")]
 mod testbed;
+#[cfg(feature = "operator")]
+mod traces;

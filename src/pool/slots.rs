@@ -144,7 +144,8 @@ pub enum Room {
 }
 
 /// Whether one more job may be asked for. GitLab cannot be asked for resumes only, and a resume needs no free slot:
-/// so each sleeping environment is room for one more job, even where every slot is taken.
+/// so a pool with a sleeping environment goes on asking, up to its concurrency, even where every slot is taken. Were
+/// the plain jobs that wait by then counted against it, one of them would keep every resume away.
 pub fn room(view: &View) -> Room {
     if view.claimants.len() >= view.concurrency as usize {
         return Room::AtConcurrency;
@@ -152,7 +153,7 @@ pub fn room(view: &View) -> Room {
     if !view.instances.iter().any(|instance| instance.ready) {
         return Room::NoReachableHost;
     }
-    if view.waiting().len() < view.free().len() + view.asleep() { Room::Yes } else { Room::NoSlot }
+    if view.asleep() > 0 || view.waiting().len() < view.free().len() { Room::Yes } else { Room::NoSlot }
 }
 
 #[cfg(test)]
