@@ -12,6 +12,8 @@ mod chart;
 mod gitlab_stand_in;
 #[cfg(feature = "operator")]
 mod main_job;
+#[cfg(feature = "operator")]
+mod pools;
 mod supervisor;
 #[cfg(feature = "operator")]
 mod testbed;
