@@ -20,6 +20,8 @@ mod gitlab_stand_in;
 mod layering;
 #[cfg(feature = "operator")]
 mod main_job;
+#[cfg(feature = "operator")]
+mod pools;
 mod supervisor;
 #[cfg(feature = "operator")]
 mod suspension;

@@ -193,9 +193,9 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BoundLease {
-    /// Its name.
+    /// Name of the JobLease.
     pub name: String,
-    /// Its uid.
+    /// Uid of the JobLease.
     pub uid: String,
 }
 

@@ -56,6 +56,22 @@ impl Operator {
         .await
     }
 
+    /// Status and body of one of its admin pages.
+    pub async fn page(&self, path: &str) -> Result<(u16, String)> {
+        let answer = reqwest::get(format!("http://{}{path}", self.admin)).await?;
+        Ok((answer.status().as_u16(), answer.text().await?))
+    }
+
+    /// Stops it where it is (SIGSTOP).
+    pub fn freeze(&self) -> Result<()> {
+        self.server.freeze()
+    }
+
+    /// Lets it go on after [`Operator::freeze`].
+    pub fn thaw(&self) -> Result<()> {
+        self.server.thaw()
+    }
+
     /// Its metrics.
     pub async fn metrics(&self) -> Result<String> {
         Ok(reqwest::get(format!("http://{}/metrics", self.admin)).await?.error_for_status()?.text().await?)

@@ -16,6 +16,9 @@ use super::operator::Operator;
 use super::scratch::Scratch;
 use super::wait::until;
 
+mod look;
+pub use look::{host, message};
+
 /// Time for anything that should happen soon on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
 
@@ -59,6 +62,21 @@ pub struct Setting {
     pub pool: Value,
     /// The GitLab.
     pub gitlab: GitLabOptions,
+}
+
+impl Setting {
+    /// One host, and a pool with these changes.
+    pub fn pool(changes: Value) -> Self {
+        // A request is held for less than an operator is given to end: it then ends by itself.
+        let gitlab = GitLabOptions { hold: Duration::from_secs(3), ..GitLabOptions::default() };
+        Self { pool: changes, gitlab, ..Self::default() }
+    }
+
+    /// The same with these hosts.
+    pub fn hosts(mut self, names: &[&'static str]) -> Self {
+        self.hosts = names.to_vec();
+        self
+    }
 }
 
 impl Default for Setting {

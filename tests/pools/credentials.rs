@@ -1,0 +1,104 @@
+//! Secrets a pool names: missing, wrong, repaired.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use crate::testbed::gitlab::{Fault, JobSpec, JobState, Target};
+use crate::testbed::stage::{POOL, SOON, Setting, Stage, condition};
+use crate::testbed::wait::until;
+
+/// Replaces a Secret of the pool.
+async fn put_secret(stage: &Stage, name: &str, literal: &str) -> Result<()> {
+    stage.kubectl(&["delete", "secret", name, "--ignore-not-found"]).await?;
+    let literal = format!("--from-literal={literal}");
+    stage.kubectl(&["create", "secret", "generic", name, &literal]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_refused_token_is_shown_and_a_repaired_one_is_picked_up() -> Result<()> {
+    let mut stage = Stage::without_operator("token", &Setting::pool(json!({}))).await?;
+    put_secret(&stage, "runner-token", "token=glrt-t1_nobodys_token_at_all").await?;
+    stage.raise(json!({})).await?;
+    let message = stage.until_finding("CredentialsValid", "False", "TokenRefused").await?;
+    ensure!(message.contains("spec.gitlab.tokenSecretRef"), "{message}");
+    stage.until_finding("Ready", "False", "TokenRefused").await?;
+    stage.until_finding("Polling", "False", "NotConfigured").await?;
+    let event = stage.until_event("TokenRefused").await?;
+    ensure!(event["type"] == "Warning" && event["involvedObject"]["name"] == POOL, "{event:#}");
+    ensure!(stage.job_requests() == 0, "GitLab was asked for jobs with a token it refuses");
+
+    let token = format!("token={}", stage.runner.token);
+    put_secret(&stage, "runner-token", &token).await?;
+    stage.until_finding("CredentialsValid", "True", "TokenAccepted").await?;
+    let job = stage.run(JobSpec::new("after").script(["echo repaired"])).await?;
+    ensure!(job.state == JobState::Success, "{}", job.log_text());
+    stage.end().await
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_once_in_passing_is_checked_again_at_once() -> Result<()> {
+    let stage = Stage::start("passing", Setting::pool(json!({}))).await?;
+    let fault = stage.gitlab.inject(Fault::refuse(Target::RequestJob, 403).once());
+    until("a request was refused", SOON, async || Ok((stage.gitlab.fault_hits(fault) > 0).then_some(())))
+        .await?;
+    let id = stage.gitlab.enqueue(JobSpec::new("after").script(["echo accepted again"]));
+    // Well below the minute between two usual looks at the settings.
+    let job = stage.gitlab.wait_until_over(id, Duration::from_secs(30)).await?;
+    ensure!(job.state == JobState::Success, "{}", job.log_text());
+    stage.until_finding("CredentialsValid", "True", "TokenAccepted").await?;
+    stage.end().await
+}
+
+#[tokio::test]
+async fn a_missing_secret_is_named_with_its_field_and_the_pool_comes_back_by_itself() -> Result<()> {
+    let mut stage = Stage::without_operator("missing", &Setting::pool(json!({}))).await?;
+    stage.kubectl(&["delete", "secret", "runner-token"]).await?;
+    stage.raise(json!({})).await?;
+    let message = stage.until_finding("CredentialsValid", "False", "SecretMissing").await?;
+    for word in ["spec.gitlab.tokenSecretRef", "\"runner-token\"", "\"token\"", "create it"] {
+        ensure!(message.contains(word), "{word:?} is not in: {message}");
+    }
+    stage.until_event("SecretMissing").await?;
+
+    // The Secret is there now, but not the key that the pool names.
+    put_secret(&stage, "runner-token", "other=x").await?;
+    stage.until_finding("CredentialsValid", "False", "SecretMissing").await?;
+    put_secret(&stage, "runner-token", &format!("token={}", stage.runner.token)).await?;
+    stage.until_condition("runnerpool", POOL, "Ready").await?;
+    stage.end().await
+}
+
+#[tokio::test]
+async fn an_ssh_key_that_cannot_be_read_is_said_so() -> Result<()> {
+    let mut stage = Stage::without_operator("sshkey", &Setting::pool(json!({}))).await?;
+    put_secret(&stage, "ssh-key", "key=-----BEGIN NONSENSE-----").await?;
+    stage.raise(json!({})).await?;
+    let message = stage.until_finding("CredentialsValid", "False", "PrivateKeyUnreadable").await?;
+    ensure!(message.contains("spec.ssh.privateKeySecretRef"), "{message}");
+    ensure!(!message.contains("NONSENSE"), "the Secret's content is in the status: {message}");
+
+    let key = std::fs::read_to_string(stage.bed.client_key())?;
+    put_secret(&stage, "ssh-key", &format!("key={key}")).await?;
+    stage.until_condition("runnerpool", POOL, "Ready").await?;
+    stage.end().await
+}
+
+#[tokio::test]
+async fn a_gitlab_that_is_away_makes_no_token_wrong() -> Result<()> {
+    let mut stage = Stage::without_operator("away", &Setting::pool(json!({}))).await?;
+    stage.gitlab.down().await?;
+    stage.raise(json!({})).await?;
+    stage.until_finding("CredentialsValid", "Unknown", "GitLabUnreachable").await?;
+    stage.gitlab.up()?;
+    stage
+        .until_object("runnerpool", POOL, "the token is accepted", |pool| {
+            condition(pool, "CredentialsValid").0 == "True"
+        })
+        .await?;
+    let id = stage.gitlab.enqueue(JobSpec::new("after").script(["true"]));
+    stage.gitlab.wait_until_over(id, SOON).await?;
+    stage.end().await
+}

@@ -1,0 +1,82 @@
+//! What a person would look at on a stage: findings, hosts, Events, and what the operator has written.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::{POOL, SOON, Stage, condition};
+use crate::testbed::control_plane::audit::{self, Write};
+use crate::testbed::wait::until;
+
+impl Stage {
+    /// Applies the pool with these changes and starts an operator; waits for neither.
+    pub async fn raise(&mut self, changes: Value) -> Result<()> {
+        self.apply_pool(changes).await?;
+        self.operator = Some(self.start_operator("operator-a").await?);
+        Ok(())
+    }
+
+    /// Waits until a condition of the pool has this status and reason; answers its message.
+    pub async fn until_finding(&self, type_: &str, status: &str, reason: &str) -> Result<String> {
+        let what = format!("{type_} is {status}, {reason}");
+        let pool = self
+            .until_object("runnerpool", POOL, &what, |pool| {
+                condition(pool, type_) == (status.to_owned(), reason.to_owned())
+            })
+            .await?;
+        Ok(message(&pool, type_))
+    }
+
+    /// Waits until a host of the pool is in a state; answers its message.
+    pub async fn until_host(&self, name: &str, state: &str) -> Result<String> {
+        let pool = self
+            .until_object("runnerpool", POOL, &format!("host {name} is {state}"), |pool| {
+                host(pool, name)["state"] == state
+            })
+            .await?;
+        Ok(host(&pool, name)["message"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Waits until there is an Event with this reason; answers it.
+    pub async fn until_event(&self, reason: &str) -> Result<Value> {
+        until(&format!("there is an Event {reason}"), SOON, async || {
+            Ok(self.list("events").await?.into_iter().find(|event| event["reason"] == reason))
+        })
+        .await
+        .with_context(|| self.operator_log())
+    }
+
+    /// How often GitLab was asked for a job so far, not counting a request that is held now.
+    pub fn job_requests(&self) -> usize {
+        self.gitlab.requests().iter().filter(|request| request.path.ends_with("/jobs/request")).count()
+    }
+
+    /// The writes in the stage's namespace that budgets count.
+    pub fn writes(&self) -> Result<Vec<Write>> {
+        let mut writes = audit::writes(self.cluster.control_plane.audit_log())?;
+        writes.retain(|write| write.namespace == self.namespace && write.is_counted());
+        Ok(writes)
+    }
+
+    /// Fails unless kubectl refuses the object, and says why with these words.
+    pub async fn refused(&self, object: &Value, words: &[&str]) -> Result<()> {
+        let Err(error) = self.apply(object).await else { anyhow::bail!("accepted: {object:#}") };
+        let error = format!("{error:#}");
+        for word in words {
+            ensure!(error.contains(word), "{word:?} is not in: {error}");
+        }
+        Ok(())
+    }
+}
+
+/// The message of a condition.
+pub fn message(object: &Value, type_: &str) -> String {
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.into_iter().find(|condition| condition["type"] == type_).unwrap_or_default();
+    found["message"].as_str().unwrap_or_default().to_owned()
+}
+
+/// What a pool's status says of a host.
+pub fn host(pool: &Value, name: &str) -> Value {
+    let hosts = pool["status"]["hosts"].as_array().cloned().unwrap_or_default();
+    hosts.into_iter().find(|host| host["name"] == name).unwrap_or_default()
+}
