@@ -1,8 +1,9 @@
 //! The test bed as a program: `demo` shows the main job, `up` leaves the same bed running, `down` ends it.
-#![allow(dead_code, reason = "the program uses a part of the bed")]
+#![allow(dead_code, unused_imports, reason = "the program uses a part of the bed")]
 #![allow(missing_docs, reason = "the modules are documented; this is a program")]
 
 mod bed;
+mod bench;
 mod control_plane;
 mod demo;
 mod gitlab;
@@ -11,13 +12,14 @@ mod operator;
 mod ports;
 mod process;
 mod scratch;
+mod stage;
 mod tools;
 mod up;
 mod wait;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: testbed demo | up | down";
+const USAGE: &str = "usage: testbed demo | up | down | bench [--quick] [NAME]...";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         "up" => runtime.block_on(up::start()),
         up::SERVE => runtime.block_on(up::serve()),
         "down" => runtime.block_on(up::stop()),
+        "bench" => runtime.block_on(measure(words.collect())),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -46,4 +49,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+async fn measure(words: Vec<String>) -> anyhow::Result<()> {
+    let (flags, only): (Vec<_>, Vec<_>) = words.into_iter().partition(|word| word.starts_with('-'));
+    anyhow::ensure!(flags.iter().all(|flag| flag == "--quick"), "{USAGE}");
+    let all_ok = bench::run(bench::Options { quick: !flags.is_empty(), only }).await?;
+    anyhow::ensure!(all_ok, "a budget is exceeded");
+    Ok(())
 }

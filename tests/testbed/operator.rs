@@ -113,8 +113,11 @@ pub fn binary() -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// The folder with the static supervisor, built once a process.
+/// The folder with the static supervisor: of `$DORMOUSE_SUPERVISOR`, or built, once a process.
 pub async fn supervisor_folder() -> Result<PathBuf> {
+    if let Some(given) = std::env::var_os("DORMOUSE_SUPERVISOR") {
+        return Ok(PathBuf::from(given).parent().context("$DORMOUSE_SUPERVISOR has no folder")?.to_owned());
+    }
     static FOLDER: OnceCell<PathBuf> = OnceCell::const_new();
     FOLDER
         .get_or_try_init(|| async {

@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{POOL, SOON, Stage, condition};
-use crate::testbed::control_plane::audit::{self, Write};
-use crate::testbed::wait::until;
+use super::super::control_plane::audit::{self, Write};
+use super::super::wait::until;
 
 impl Stage {
     /// Applies the pool with these changes and starts an operator; waits for neither.
