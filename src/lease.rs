@@ -98,7 +98,7 @@ pub async fn drive(held: &Arc<Held>, lease: Arc<JobLease>) {
     let (namespace, name) = (held.namespace.clone(), lease.name_any());
     if lease.status.is_some() {
         held.shared.metrics.lease(&held.name, LeaseOutcome::Recovered);
-        tracing::info!(pool = held.name, job = lease.spec.job_id, phase = ?lease.phase(), "lease taken over");
+        tracing::info!(phase = ?lease.phase(), "lease taken over");
         if lease.place().is_some() {
             let note = format!("the job is attached to by {}", held.shared.identity);
             held.shared.events.normal(lease.as_ref(), "JobReattached", "Attach", note).await;
@@ -111,7 +111,7 @@ pub async fn drive(held: &Arc<Held>, lease: Arc<JobLease>) {
         }
         match attempt(held, lease).await {
             Ok(()) | Err(DriveError::Gone) => return,
-            Err(error) => tracing::warn!(pool = held.name, lease = name, %error, "the lease is tried again"),
+            Err(error) => tracing::warn!(%error, "the lease is tried again"),
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_RETRY);
@@ -170,6 +170,10 @@ impl Driver {
                     let ending = Ending::without_run(None, message);
                     return self.close(Step::Failed(ending)).await;
                 }
+                Acquired::Canceled if self.is_deleted() => {
+                    let message = "its JobLease was deleted before it started";
+                    return self.refuse(FailureReason::JobCanceled, message).await;
+                }
                 Acquired::Canceled => return self.end_canceled().await,
                 Acquired::Gone => return self.end_gone().await,
             }
@@ -184,7 +188,7 @@ impl Driver {
 
     /// The job cannot be run: GitLab is told why, in the log and as a reason.
     async fn refuse(&mut self, reason: FailureReason, message: &str) -> Result<(), DriveError> {
-        tracing::info!(pool = self.held.name, job = self.job.id, message, "the job is refused");
+        tracing::info!(message, "the job is refused");
         self.held.settle_reservation(&self.lease.name_any());
         match self.conversation.confirm().await {
             Confirmation::Confirmed => {}
@@ -264,8 +268,6 @@ impl Driver {
         let took = Duration::try_from(took).unwrap_or(Duration::ZERO);
         self.held.shared.metrics.job_reported(&self.held.name, reason.map(FailureReason::as_str), took);
         tracing::info!(
-            pool = self.held.name,
-            job = self.job.id,
             failure = reason.map(FailureReason::as_str),
             seconds = took.as_secs_f64(),
             "job finished"

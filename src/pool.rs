@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::json;
+use tracing::Instrument;
 
 use crate::api::runner_pool::DeletionPolicy;
 use crate::api::{JobLease, RunnerPool, labels};
@@ -108,7 +109,13 @@ fn drive_leases(held: &Arc<Held>) {
         }
         let Some(busy) = held.begin(lease.uid()) else { continue };
         let held_by_task = Arc::clone(held);
-        held.spawn(async move {
+        let span = tracing::info_span!(
+            "job",
+            pool = held.name,
+            job = lease.spec.job_id,
+            environment = lease.spec.environment_id
+        );
+        let task = async move {
             if is_over {
                 lease::let_go(&held_by_task, &lease).await;
             } else {
@@ -116,7 +123,8 @@ fn drive_leases(held: &Arc<Held>) {
             }
             drop(busy);
             held_by_task.wake();
-        });
+        };
+        held.spawn(task.instrument(span));
     }
 }
 

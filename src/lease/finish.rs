@@ -92,7 +92,7 @@ async fn end_on_host(
         Ok(()) => {}
         // GitLab has the result; what is left on the host is swept, and a new job on the slot sweeps it first.
         Err(error) => {
-            tracing::warn!(pool = driver.held.name, job = driver.job.id, %error, "the host was not tidied yet");
+            tracing::warn!(%error, "the host was not tidied yet");
         }
     }
     Ok(())
@@ -140,7 +140,7 @@ pub async fn abandon(driver: &mut Driver) -> Result<(), DriveError> {
 
 /// As [`abandon`], on a host that answers.
 pub async fn abandon_on(driver: &mut Driver, link: &Arc<Link>) -> Result<(), DriveError> {
-    tracing::info!(pool = driver.held.name, job = driver.job.id, "GitLab does not want the job: stopping it");
+    tracing::info!("GitLab does not want the job: stopping it");
     let path = driver.path();
     match stop_and_wait(driver, link).await {
         Ok(()) => {}

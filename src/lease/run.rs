@@ -42,7 +42,7 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
             Ok(attached) => attached,
             Err(Unattached::Away(why)) => {
                 lost_since.get_or_insert_with(Instant::now);
-                tracing::warn!(pool = driver.held.name, job = driver.job.id, why, "the job's host is away");
+                tracing::warn!(why, "the job's host is away");
                 tokio::time::sleep(REATTACH_PAUSE).await;
                 continue;
             }
@@ -73,7 +73,7 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
                     break;
                 }
                 Streamed::Broken(why) => {
-                    tracing::debug!(pool = driver.held.name, job = driver.job.id, why, "the stream ended");
+                    tracing::debug!(why, "the stream ended");
                     lost_since = Some(Instant::now());
                     tokio::time::sleep(REATTACH_PAUSE).await;
                     break;

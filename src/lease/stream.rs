@@ -114,7 +114,7 @@ pub async fn stream(
             _ = turns.changed() => {
                 if driver.is_deleted() && !streaming.cancel_sent {
                     streaming.cancel_sent = true;
-                    tracing::info!(pool = driver.held.name, job = driver.job.id, "the lease was deleted: canceling");
+                    tracing::info!("the lease was deleted: canceling");
                     stop(link, driver, false).await;
                 }
             }
@@ -130,7 +130,7 @@ async fn heed(driver: &Driver, link: &Link, streaming: &mut Streaming, wish: Wis
         Wish::CancelGracefully => {
             if !streaming.cancel_sent {
                 streaming.cancel_sent = true;
-                tracing::info!(pool = driver.held.name, job = driver.job.id, "GitLab cancels the job");
+                tracing::info!("GitLab cancels the job");
                 stop(link, driver, true).await;
             }
             false
@@ -141,6 +141,6 @@ async fn heed(driver: &Driver, link: &Link, streaming: &mut Streaming, wish: Wis
 /// Tells the supervisor to stop the job. If that cannot be said now, the next sign of life says it again.
 async fn stop(link: &Link, driver: &Driver, graceful: bool) {
     if let Err(error) = link.cancel(&driver.path(), graceful).await {
-        tracing::warn!(pool = driver.held.name, job = driver.job.id, %error, "the job was not told to stop");
+        tracing::warn!(%error, "the job was not told to stop");
     }
 }

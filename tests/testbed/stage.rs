@@ -26,29 +26,47 @@ pub const SOON: Duration = Duration::from_secs(60);
 pub struct Cluster {
     /// The servers.
     pub control_plane: ControlPlane,
+    /// With the rights of the chart's own service account, where the chart is installed.
+    account: Option<PathBuf>,
     _scratch: Scratch,
 }
 
 impl Cluster {
     /// Keeps a control plane and its folder together.
     pub fn new(control_plane: ControlPlane, scratch: Scratch) -> Self {
-        Self { control_plane, _scratch: scratch }
+        Self { control_plane, account: None, _scratch: scratch }
+    }
+
+    /// Installs the chart, without a pod: operators run as processes with the rights of its service account, and
+    /// nothing else.
+    async fn install_chart(mut self) -> Result<Self> {
+        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/dormouse").display().to_string();
+        let values = "--set=replicas=0,image.repository=local/dormouse";
+        let install =
+            ["install", "dormouse", &chart, "--namespace", "dormouse-system", "--create-namespace", values];
+        self.control_plane.helm(&install).await?;
+        self.control_plane
+            .kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])
+            .await?;
+        self.account =
+            Some(self.control_plane.service_account_kubeconfig("dormouse-system", "dormouse").await?);
+        Ok(self)
+    }
+
+    /// What operators connect with.
+    pub fn operator_kubeconfig(&self) -> &Path {
+        self.account.as_deref().unwrap_or_else(|| self.control_plane.kubeconfig())
     }
 }
 
-/// The control plane all tests of one process share, with our definitions installed. It ends with the process.
+/// The control plane all tests of one process share, with our chart installed. It ends with the process.
 pub async fn cluster() -> Result<Arc<Cluster>> {
     static CLUSTER: OnceCell<Arc<Cluster>> = OnceCell::const_new();
     CLUSTER
         .get_or_try_init(|| async {
             let scratch = Scratch::new("cluster")?;
             let control_plane = ControlPlane::start(scratch.path(), ControlPlaneOptions::default()).await?;
-            let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
-            control_plane.kubectl(&["apply", "-f", &crds.display().to_string()]).await?;
-            control_plane
-                .kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])
-                .await?;
-            Ok(Arc::new(Cluster::new(control_plane, scratch)))
+            Ok(Arc::new(Cluster::new(control_plane, scratch).install_chart().await?))
         })
         .await
         .cloned()
@@ -147,7 +165,7 @@ impl Stage {
 
     /// Starts an operator for the stage's namespace.
     pub async fn start_operator(&self, name: &str) -> Result<Operator> {
-        let kubeconfig = self.cluster.control_plane.kubeconfig();
+        let kubeconfig = self.cluster.operator_kubeconfig();
         Operator::start(name, kubeconfig, &self.namespace, self.scratch.path()).await
     }
 
