@@ -41,7 +41,6 @@ pub mod acquire;
 pub mod conclude;
 pub mod conversation;
 pub mod finish;
-pub mod order;
 pub mod payload;
 pub mod record;
 pub mod resume;
@@ -49,9 +48,10 @@ pub mod run;
 pub mod stream;
 pub mod suspend;
 pub mod tail;
+pub mod wish;
 
 use acquire::Acquired;
-use conversation::{Confirmation, Conversation};
+use conversation::{Confirmation, Conversation, Verdict};
 use record::{Ending, Step};
 
 /// First and longest pause between two attempts at a lease.
@@ -230,26 +230,43 @@ impl Driver {
         &mut self,
         ending: Ending,
         log: Option<(u64, u32)>,
-        environment_key: Option<String>,
+        environment_key: Option<&str>,
     ) -> Result<(), DriveError> {
-        let failure = ending.failure;
-        let exit_code = ending.exit_code.unwrap_or_default();
-        if !self.conversation.tell_once(failure, exit_code, log, environment_key.as_deref()).await {
+        if self.tell(&ending, log, environment_key).await? == Verdict::LogInvalid {
+            // There is no other log than the one GitLab has: the result stands without a checksum.
+            self.tell(&ending, None, environment_key).await?;
+        }
+        let step = self.last_step(ending).await;
+        self.close(step).await
+    }
+
+    /// Tells GitLab the result; answers where the report stands after that.
+    async fn tell(
+        &mut self,
+        ending: &Ending,
+        log: Option<(u64, u32)>,
+        environment_key: Option<&str>,
+    ) -> Result<Verdict, DriveError> {
+        let (failure, exit_code) = (ending.failure, ending.exit_code.unwrap_or_default());
+        if !self.conversation.tell_once(failure, exit_code, log, environment_key).await {
             // GitLab is away or storing the log: the result is written down before the longer wait.
             self.record(&Step::Finalizing(ending.clone())).await?;
-            self.conversation.tell(failure, exit_code, log, environment_key.as_deref()).await;
+            self.conversation.tell(failure, exit_code, log, environment_key).await;
         }
-        let step = match self.conversation.verdict() {
-            conversation::Verdict::Taken | conversation::Verdict::Gone => Step::Reported(ending),
-            conversation::Verdict::LogInvalid | conversation::Verdict::Open => Step::Finalizing(ending),
-            conversation::Verdict::Refused => {
+        Ok(self.conversation.verdict())
+    }
+
+    /// The lease's last step, from where the report stands.
+    async fn last_step(&self, ending: Ending) -> Step {
+        match self.conversation.verdict() {
+            Verdict::Taken | Verdict::Gone => Step::Reported(ending),
+            Verdict::Open | Verdict::LogInvalid | Verdict::Refused => {
                 self.held.shared.metrics.lease(&self.held.name, LeaseOutcome::ReportRefused);
                 let note = "GitLab refuses the job's result in every form".to_owned();
                 self.held.shared.events.warning(self.lease.as_ref(), "ReportRefused", "Report", note).await;
                 Step::Failed(ending)
             }
-        };
-        self.close(step).await
+        }
     }
 
     /// Closes the lease and lets go of what it kept.

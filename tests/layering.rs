@@ -24,7 +24,7 @@ const PURE: [&str; 26] = [
     "gitlab/trace.rs",
     "gitlab/wire.rs",
     "host/trust.rs",
-    "lease/order.rs",
+    "lease/wish.rs",
     "lease/record.rs",
     "pool/slots.rs",
     "pool/status.rs",

@@ -3,7 +3,7 @@
 use super::record::Ending;
 use super::stream::Streaming;
 use super::suspend::{self, Suspended};
-use super::{DriveError, Driver, order, resume};
+use super::{DriveError, Driver, resume, wish};
 use crate::api::suspended_environment::{Phase, object_name};
 use crate::gitlab::reason::FailureReason;
 use crate::host::link::Link;
@@ -42,8 +42,8 @@ pub async fn conclude(
     let (lines, environment_key, kept) = match suspended {
         Suspended::Asleep(key) => {
             let lines = [closing::suspended_line(&key), closing::closing_line(&result)];
-            let wish = order::suspension(&driver.settings.spec, &driver.job);
-            let told = order::tells_key(wish, result.script).then_some(key);
+            let wish = wish::suspension(&driver.settings.spec, &driver.job);
+            let told = wish::tells_key(wish, result.script).then_some(key);
             (lines.join("\n"), told, true)
         }
         Suspended::Deleted => {
@@ -111,8 +111,8 @@ pub async fn conclude_sealed(
             known.metadata.deletion_timestamp.is_none() && known.phase() == Phase::Suspended
         });
         if asleep {
-            let wish = order::suspension(&driver.settings.spec, &driver.job);
-            let key = order::tells_key(wish, script).then(|| suspend::key(driver));
+            let wish = wish::suspension(&driver.settings.spec, &driver.job);
+            let key = wish::tells_key(wish, script).then(|| suspend::key(driver));
             return Ok(Conclusion { ending, environment_key: key, kept: true });
         }
         if ending.failure.is_none() {

@@ -8,7 +8,6 @@ use tokio::time::Instant;
 
 use super::conclude::Conclusion;
 use super::conversation::{Sent, Verdict};
-use super::record::Step;
 use super::run::reach;
 use super::stream::Streaming;
 use super::{DriveError, Driver, resume};
@@ -37,33 +36,15 @@ pub async fn finish(
         if !flush(driver, link, &mut streaming).await? {
             return abandon_on(driver, link).await;
         }
-        let ending = &conclusion.ending;
-        let (failure, exit_code) = (ending.failure, ending.exit_code.unwrap_or_default());
         let log = Some((end.length, end.crc32));
-        let key = conclusion.environment_key.as_deref();
-        if !driver.conversation.tell_once(failure, exit_code, log, key).await {
-            driver.record(&Step::Finalizing(ending.clone())).await?;
-            driver.conversation.tell(failure, exit_code, log, key).await;
-        }
-        if driver.conversation.verdict() != Verdict::LogInvalid {
+        let verdict = driver.tell(&conclusion.ending, log, conclusion.environment_key.as_deref()).await?;
+        if verdict != Verdict::LogInvalid {
             break;
         }
         streaming.trace = refetch(driver, link, 0, end.length).await?;
     }
     end_on_host(driver, link, &conclusion).await?;
-    let step = match driver.conversation.verdict() {
-        Verdict::Taken | Verdict::Gone => Step::Reported(conclusion.ending),
-        Verdict::Open | Verdict::LogInvalid | Verdict::Refused => {
-            driver
-                .held
-                .shared
-                .metrics
-                .lease(&driver.held.name, crate::telemetry::LeaseOutcome::ReportRefused);
-            let note = "GitLab refuses the job's result in every form".to_owned();
-            driver.held.shared.events.warning(driver.lease.as_ref(), "ReportRefused", "Report", note).await;
-            Step::Failed(conclusion.ending)
-        }
-    };
+    let step = driver.last_step(conclusion.ending).await;
     driver.close(step).await
 }
 

@@ -13,13 +13,14 @@ use super::conclude::{bury, conclude, conclude_sealed};
 use super::finish::{abandon_on, finish};
 use super::record::Step;
 use super::stream::{Streamed, Streaming, stream};
-use super::{DriveError, Driver, order, resume, suspend};
+use super::{DriveError, Driver, resume, suspend, wish};
 use crate::api::job_lease::LeasePhase;
 use crate::gitlab::reason::FailureReason;
 use crate::gitlab::trace::Trace;
 use crate::host::link::{Attached, Link, LinkError};
 use crate::pool::inventory;
-use crate::spool::order::RunnerFacts;
+use crate::spool::FORMAT;
+use crate::spool::order::{JobOrder, RunnerFacts};
 use crate::spool::verb::RefusalReason;
 
 /// The pause before a broken stream is attached to again.
@@ -150,11 +151,12 @@ async fn attach(driver: &mut Driver, link: &Arc<Link>, from: u64) -> Result<Atta
     Ok(attached)
 }
 
-fn build_order(driver: &Driver, link: &Link) -> crate::spool::order::JobOrder {
+fn build_order(driver: &Driver, link: &Link) -> JobOrder {
     let settings = &driver.settings;
     let (instance, slot) = driver.lease.place().unwrap_or_default();
-    let wish = order::suspension(&settings.spec, &driver.job);
-    let placement = order::Placement {
+    let wish = wish::suspension(&settings.spec, &driver.job);
+    JobOrder {
+        format: FORMAT,
         environment: driver.lease.spec.environment_id.clone(),
         pool_uid: driver.held.uid.clone(),
         epoch: driver.held.epoch(),
@@ -169,10 +171,12 @@ fn build_order(driver: &Driver, link: &Link) -> crate::spool::order::JobOrder {
             gitlab_url: settings.spec.gitlab.url.clone(),
             ca_bundle: settings.ca_bundle.clone(),
         },
+        job: driver.job.clone(),
+        suspend: wish.plan,
         resume: resume::bound(driver).map(|environment| resume::order(&environment)),
         notices: suspend::announcement(driver, wish).into_iter().collect(),
-    };
-    order::build(&driver.job, wish, placement)
+        log_limit_bytes: 0,
+    }
 }
 
 /// What a refusal of the supervisor means for the job.

@@ -15,7 +15,7 @@ use kube::ResourceExt;
 use kube::core::ObjectMeta;
 use serde_json::json;
 
-use super::order::SuspensionWish;
+use super::wish::SuspensionWish;
 use super::{DriveError, Driver, resume};
 use crate::api::duration::Duration;
 use crate::api::key::{EnvironmentId, EnvironmentKey};

@@ -25,7 +25,7 @@ use crate::gitlab::client::{JobCredentials, RequestAnswer};
 use crate::gitlab::wire::JobPayload;
 use crate::kube_ext::is_refusal;
 use crate::lease::tail;
-use crate::lease::{order, payload};
+use crate::lease::{payload, wish};
 use crate::telemetry::LeaseOutcome;
 
 /// Wait after an answer of "no job" on a server that does not hold requests.
@@ -192,7 +192,7 @@ async fn write(held: &Held, lease: &JobLease, parts: &[Vec<u8>]) -> Result<(), k
 }
 
 fn lease_of(held: &Held, settings: &Settings, job: &JobPayload, parts: usize) -> JobLease {
-    let resume_from = order::resume_key(&settings.spec, job);
+    let resume_from = wish::resume_key(&settings.spec, job);
     let own =
         resume_from.as_deref().and_then(|key| key.parse::<EnvironmentKey>().ok()).map(|key| key.environment);
     let environment = own.unwrap_or_else(|| EnvironmentId::from_random(rand::random()));

@@ -1,9 +1,8 @@
-//! The order for one job, from what GitLab sent and what the pool is set to. Pure.
+//! What a job wishes of suspension, from what GitLab sent and what the pool is set to. Pure.
 
 use crate::api::runner_pool::{RunnerPoolSpec, SuspensionMode, SuspensionTriggers};
 use crate::gitlab::wire::JobPayload;
-use crate::spool::FORMAT;
-use crate::spool::order::{Isolation, JobOrder, ResumeOrder, RunnerFacts, SuspendPlan};
+use crate::spool::order::SuspendPlan;
 use crate::spool::record::ScriptEnd;
 
 /// The flag that a job's variables switch on to make its suspend options count.
@@ -70,48 +69,6 @@ pub fn tells_key(wish: SuspensionWish, script: ScriptEnd) -> bool {
 /// What a variable may say to mean yes; the words Go's parser takes.
 fn is_true(value: &str) -> bool {
     ["1", "t", "T", "TRUE", "true", "True"].contains(&value)
-}
-
-/// Where and by whom a job is run.
-#[derive(Debug, Clone)]
-pub struct Placement {
-    /// Environment id.
-    pub environment: String,
-    /// Uid of the pool.
-    pub pool_uid: String,
-    /// The holder's epoch.
-    pub epoch: u64,
-    /// Slot index.
-    pub slot: u32,
-    /// Absolute folder of workspaces on that host.
-    pub builds_dir: String,
-    /// How neighbours are kept apart.
-    pub isolation: Isolation,
-    /// Who runs it.
-    pub runner: RunnerFacts,
-    /// The environment it wakes.
-    pub resume: Option<ResumeOrder>,
-    /// Lines for its log.
-    pub notices: Vec<String>,
-}
-
-/// The order.
-pub fn build(job: &JobPayload, wish: SuspensionWish, placement: Placement) -> JobOrder {
-    JobOrder {
-        format: FORMAT,
-        environment: placement.environment,
-        pool_uid: placement.pool_uid,
-        epoch: placement.epoch,
-        slot: placement.slot,
-        builds_dir: placement.builds_dir,
-        isolation: placement.isolation,
-        runner: placement.runner,
-        job: job.clone(),
-        suspend: wish.plan,
-        resume: placement.resume,
-        notices: placement.notices,
-        log_limit_bytes: 0,
-    }
 }
 
 #[cfg(test)]
