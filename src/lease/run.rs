@@ -293,7 +293,8 @@ async fn stream(
                 Ok(Some(Frame::Status(status))) => {
                     let record = status.record;
                     match record.state {
-                        JobState::Finished if record.sealed => sealed = Some(record),
+                        // Of a job whose process died the record stays as it was, but for the seal.
+                        _ if record.sealed => sealed = Some(record),
                         JobState::Finished if streaming.conclusion.is_none() => return Ok(Streamed::Open(record)),
                         JobState::Finished => {}
                         JobState::Starting | JobState::Running if !status.alive => {
@@ -431,16 +432,17 @@ async fn conclude_sealed(
     link: &Link,
     record: &JobRecord,
 ) -> Result<Conclusion, DriveError> {
+    let result = record.result.clone().unwrap_or_else(|| lost_result(loss(link, record)));
     let mut ending = Ending::of(record);
-    let result = record.result.clone();
+    ending.failure = FailureReason::of(result.outcome);
+    ending.message = result.message.clone();
     let bound = resume::bound(driver).is_some();
-    let script = result.as_ref().map_or(ScriptEnd::NotEnded, |result| result.script);
+    let script = result.script;
     if bound && script == ScriptEnd::NotEnded {
         link.suspend(&driver.path()).await?;
         resume::back_to_sleep(driver, &ending.message).await?;
     }
-    let suspend_due = result.is_some_and(|result| result.suspend_due);
-    if suspend_due {
+    if result.suspend_due {
         // The log was closed after the suspend, so what became of it stands in the object.
         let name = object_name(&driver.held.name, &driver.lease.spec.environment_id);
         let kept = driver.held.shared.environments.read(&driver.held.namespace, &name).await?;
@@ -467,14 +469,18 @@ async fn bury(
     record: &JobRecord,
     streaming: &mut Streaming,
 ) -> Result<(), DriveError> {
-    let message = if record.runner.boot_id == link.hello.boot_id {
+    let conclusion = conclude_with(driver, link, record, &lost_result(loss(link, record))).await?;
+    streaming.conclusion = Some(conclusion);
+    Ok(())
+}
+
+/// Why the process that ran a job is gone.
+fn loss(link: &Link, record: &JobRecord) -> &'static str {
+    if record.runner.boot_id == link.hello.boot_id {
         "the supervisor that ran the job was killed on the host"
     } else {
         "the host was rebooted while the job ran"
-    };
-    let conclusion = conclude_with(driver, link, record, &lost_result(message)).await?;
-    streaming.conclusion = Some(conclusion);
-    Ok(())
+    }
 }
 
 fn lost_result(message: &str) -> JobResult {
@@ -503,7 +509,8 @@ async fn finish(
         let ending = &conclusion.ending;
         let (failure, exit_code) = (ending.failure, ending.exit_code.unwrap_or_default());
         let log = Some((end.length, end.crc32));
-        let key = conclusion.environment_key.as_deref();
+        // A canceled job has no environment that GitLab could offer to a later one.
+        let key = conclusion.environment_key.as_deref().filter(|_| !driver.conversation.is_canceled());
         if !driver.conversation.tell_once(failure, exit_code, log, key).await {
             driver.record(&Step::Finalizing(ending.clone())).await?;
             driver.conversation.tell(failure, exit_code, log, key).await;
@@ -549,7 +556,7 @@ async fn end_on_host(
         return Ok(());
     }
     if conclusion.kept {
-        return Ok(());
+        return withdraw_canceled(driver).await;
     }
     match link.release(&driver.lease.spec.environment_id, false).await {
         Ok(()) => {}
@@ -558,6 +565,22 @@ async fn end_on_host(
             tracing::warn!(pool = driver.held.name, job = driver.job.id, %error, "the host was not tidied yet");
         }
     }
+    Ok(())
+}
+
+/// The job was canceled while its environment was being put to sleep for the first time: the sleep was finished, and
+/// is given up again. One that was resumed stays asleep: an accident never destroys an environment.
+async fn withdraw_canceled(driver: &Driver) -> Result<(), DriveError> {
+    if !driver.conversation.is_canceled() || driver.lease.spec.resume_from.is_some() {
+        return Ok(());
+    }
+    let environments = driver.held.environments();
+    let own =
+        environments.into_iter().find(|known| known.spec.environment_id == driver.lease.spec.environment_id);
+    let Some(environment) = own else { return Ok(()) };
+    driver.held.shared.environments.delete(&environment).await?;
+    let note = format!("released: job {} was canceled while it was being suspended", driver.job.id);
+    driver.held.shared.events.normal(environment.as_ref(), "Released", "Release", note).await;
     Ok(())
 }
 
@@ -604,18 +627,33 @@ pub async fn abandon(driver: &mut Driver) -> Result<(), DriveError> {
 async fn abandon_on(driver: &mut Driver, link: &Arc<Link>) -> Result<(), DriveError> {
     tracing::info!(pool = driver.held.name, job = driver.job.id, "GitLab does not want the job: stopping it");
     let path = driver.path();
-    match stop_and_wait(driver, link).await {
-        Ok(()) => {}
-        Err(error) if matches!(error.refusal().map(|r| &r.reason), Some(RefusalReason::NotFound)) => {}
+    let record = match stop_and_wait(driver, link).await {
+        Ok(record) => record,
+        Err(error) if matches!(error.refusal().map(|r| &r.reason), Some(RefusalReason::NotFound)) => None,
         Err(error) => return Err(error.into()),
+    };
+    if let Some(record) = record.filter(has_come_to_its_end)
+        && !driver.conversation.is_canceled()
+    {
+        // An earlier holder told GitLab the result and died before it wrote that down.
+        let conclusion = conclude_sealed(driver, link, &record).await?;
+        end_on_host(driver, link, &conclusion).await?;
+        return driver.close(Step::Reported(conclusion.ending)).await;
     }
     if resume::bound(driver).is_some() {
         link.suspend(&path).await?;
         resume::back_to_sleep(driver, "GitLab ended the job").await?;
-    } else if !is_kept(driver) {
+    } else if is_kept(driver) {
+        withdraw_canceled(driver).await?;
+    } else {
         link.release(&path.environment, true).await?;
     }
     driver.end_gone().await
+}
+
+/// Whether the script ended by itself and the job's log was closed after it.
+fn has_come_to_its_end(record: &JobRecord) -> bool {
+    record.sealed && record.result.as_ref().is_some_and(|result| result.script != ScriptEnd::NotEnded)
 }
 
 /// Whether an object keeps the environment although no job is bound to it: it was put to sleep already.
@@ -625,7 +663,8 @@ fn is_kept(driver: &Driver) -> bool {
     })
 }
 
-async fn stop_and_wait(driver: &Driver, link: &Link) -> Result<(), LinkError> {
+/// Ends the job; answers its record, if it came to an end in time.
+async fn stop_and_wait(driver: &Driver, link: &Link) -> Result<Option<JobRecord>, LinkError> {
     let path = driver.path();
     link.cancel(&path, false).await?;
     let mut attached = link.attach(&path, 0).await?;
@@ -633,14 +672,14 @@ async fn stop_and_wait(driver: &Driver, link: &Link) -> Result<(), LinkError> {
     loop {
         match tokio::time::timeout_at(deadline, attached.next()).await {
             // Whatever still runs is killed by the release, or frozen by the suspend, that follows.
-            Err(_) => return Ok(()),
+            Err(_) => return Ok(None),
             Ok(Ok(Some(Frame::Status(status)))) => {
                 if status.record.state == JobState::Finished || !status.alive {
-                    return Ok(());
+                    return Ok(Some(status.record));
                 }
             }
             Ok(Ok(Some(Frame::Answer(_) | Frame::Log(_) | Frame::Beat))) => {}
-            Ok(Ok(None)) => return Ok(()),
+            Ok(Ok(None)) => return Ok(None),
             Ok(Err(error)) => return Err(error),
         }
     }
