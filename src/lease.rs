@@ -15,7 +15,7 @@
 //! | (9) host: seal | the log is complete; sealing again changes nothing |
 //! | (10) GitLab: log and final update | said again; GitLab answers that it knows, or that the job is over |
 //! | (11) host: release, of an environment that is not kept | done again; the sweep finds what is left |
-//! | (12) status Reported | the Secrets are deleted by the next holder when it lets the lease go |
+//! | (12) status Reported | the Secrets are deleted by the next holder as it begins |
 //! | (13) Secrets deleted, (14) finalizer, (15) lease deleted | the next holder's collection |
 
 use std::sync::Arc;
@@ -217,7 +217,9 @@ impl Driver {
             }
         };
         let text = tail::text(message);
-        let size = tail::write(&self.settings, self.conversation.credentials(), offset, &text).await;
+        let known = self.conversation.known_log_size().unwrap_or(offset);
+        let credentials = self.conversation.credentials();
+        let size = tail::write(&self.settings, credentials, offset, known, &text).await;
         let Some(size) = size else { return self.end_gone().await };
         // With the host lost nobody can say what the whole log is: no checksum is claimed.
         let log = (offset == 0).then(|| (size, crc32fast::hash(text.as_bytes())));
@@ -371,6 +373,17 @@ pub fn ended_at(status: &JobLeaseStatus) -> Option<Timestamp> {
         .iter()
         .find(|known| known.type_ == condition::FINISHED && known.status == "True")
         .map(|known| known.last_transition_time.0)
+}
+
+/// Deletes the payloads of leases that an earlier holder closed and died before it tidied: a job's token is not kept
+/// longer than the job.
+pub async fn forget_payloads(held: Arc<Held>) {
+    for lease in held.leases().into_iter().filter(|lease| !lease.phase().is_open()) {
+        if let Err(error) = payload::delete(&held.shared, &lease).await {
+            // It is tried again when the lease itself is deleted.
+            tracing::warn!(pool = held.name, lease = lease.name_any(), %error, "a payload was not deleted yet");
+        }
+    }
 }
 
 /// Deletes a lease that is over, with its Secrets.

@@ -51,6 +51,7 @@ pub async fn hold(shared: Shared, pool: Arc<RunnerPool>, tenure: Arc<Tenure>) ->
     let held = Arc::new(Held::new(shared, &pool, tenure));
     tracing::info!(pool = held.name, epoch = held.epoch(), "the pool is held");
     held.spawn(refresh_settings(Arc::clone(&held)));
+    held.spawn(lease::forget_payloads(Arc::clone(&held)));
     let intake = tokio::spawn(intake::run(Arc::clone(&held)));
     let mut changes = held.shared.changes();
     while !held.ended().is_cancelled() {

@@ -109,6 +109,8 @@ pub enum RequestAnswer {
 pub struct JobStatus {
     /// Whether it should go on.
     pub wish: Wish,
+    /// Whether somebody canceled it; otherwise GitLab may have ended it in another way.
+    pub canceled: bool,
     /// The interval the server wants between log updates.
     pub interval: Option<Duration>,
 }
@@ -138,7 +140,10 @@ pub enum UpdateAnswer {
     /// The log at GitLab is not the one claimed.
     LogInvalid,
     /// The job is not ours or not alive any more.
-    Gone,
+    Gone {
+        /// Whether GitLab says that somebody canceled it.
+        canceled: bool,
+    },
     /// Another manager of this runner owns it.
     OwnedByOther,
     /// GitLab does not accept this state now.
@@ -168,7 +173,12 @@ pub enum TraceAnswer {
         status: JobStatus,
     },
     /// GitLab wants no more of this job.
-    Abort,
+    Abort {
+        /// Whether GitLab says that somebody canceled it.
+        canceled: bool,
+    },
+    /// GitLab does not find the job's log. That alone does not end the job: the next update says whether it is known.
+    NotFound,
     /// GitLab could not be asked.
     Retry {
         /// How long the server wants us to wait.
@@ -341,7 +351,7 @@ impl Client {
             StatusCode::OK => UpdateAnswer::Ok(status),
             StatusCode::ACCEPTED => UpdateAnswer::StoringLog { interval: status.interval },
             StatusCode::PRECONDITION_FAILED => UpdateAnswer::LogInvalid,
-            StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => UpdateAnswer::Gone,
+            StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => UpdateAnswer::Gone { canceled: status.canceled },
             StatusCode::CONFLICT => UpdateAnswer::OwnedByOther,
             StatusCode::BAD_REQUEST => UpdateAnswer::Refused,
             _ => UpdateAnswer::Retry { after: retry_after(response.headers()) },
@@ -401,17 +411,8 @@ impl Client {
         match (response.status(), server_size(response.headers())) {
             (StatusCode::ACCEPTED, size) => TraceAnswer::Accepted { size: size.unwrap_or(last + 1), status },
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(size)) => TraceAnswer::Mismatch { size, status },
-            (StatusCode::FORBIDDEN, _) => TraceAnswer::Abort,
-            // A 404 here does not end the job; the answer to an update says whether GitLab still knows it.
-            (StatusCode::NOT_FOUND, _) => match self.update(job, &JobUpdate::Running).await {
-                UpdateAnswer::Gone => TraceAnswer::Abort,
-                UpdateAnswer::Ok(_)
-                | UpdateAnswer::StoringLog { .. }
-                | UpdateAnswer::LogInvalid
-                | UpdateAnswer::OwnedByOther
-                | UpdateAnswer::Refused
-                | UpdateAnswer::Retry { .. } => TraceAnswer::Retry { after: None },
-            },
+            (StatusCode::FORBIDDEN, _) => TraceAnswer::Abort { canceled: status.canceled },
+            (StatusCode::NOT_FOUND, _) => TraceAnswer::NotFound,
             (_, _) => TraceAnswer::Retry { after: retry_after(response.headers()) },
         }
     }
@@ -491,7 +492,8 @@ fn identity_of(raw: &[u8]) -> Option<(u64, SecretString)> {
 }
 
 fn job_status(headers: &HeaderMap) -> JobStatus {
-    let wish = match text_header(headers, "Job-Status").as_deref() {
+    let state = text_header(headers, "Job-Status");
+    let wish = match state.as_deref() {
         Some("canceling") => Wish::CancelGracefully,
         Some("canceled" | "failed") => Wish::Abort,
         Some(_) | None => Wish::GoOn,
@@ -500,7 +502,8 @@ fn job_status(headers: &HeaderMap) -> JobStatus {
         .and_then(|seconds| seconds.parse().ok())
         .filter(|seconds| *seconds > 0)
         .map(|seconds| Duration::from_secs(seconds).min(Duration::from_secs(15 * 60)));
-    JobStatus { wish, interval }
+    let canceled = matches!(state.as_deref(), Some("canceling" | "canceled"));
+    JobStatus { wish, canceled, interval }
 }
 
 /// The size of the server's log from its `Range: 0-<size>` header.

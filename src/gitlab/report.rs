@@ -71,7 +71,7 @@ impl Report {
                 Next::Repeat { after: interval.unwrap_or(STORING_WAIT).min(LONGEST_WAIT) }
             }
             UpdateAnswer::LogInvalid => Next::ResendLog,
-            UpdateAnswer::Gone => Next::Gone,
+            UpdateAnswer::Gone { .. } => Next::Gone,
             UpdateAnswer::Refused | UpdateAnswer::OwnedByOther => self.refused(),
             UpdateAnswer::Retry { after } => {
                 self.failures = self.failures.saturating_add(1);

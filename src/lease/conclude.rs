@@ -94,16 +94,17 @@ pub async fn conclude_sealed(
     link: &Link,
     record: &JobRecord,
 ) -> Result<Conclusion, DriveError> {
+    let result = record.result.clone().unwrap_or_else(|| lost_result(loss(link, record)));
     let mut ending = Ending::of(record);
-    let result = record.result.clone();
+    ending.failure = FailureReason::of(result.outcome);
+    ending.message = result.message.clone();
     let bound = resume::bound(driver).is_some();
-    let script = result.as_ref().map_or(ScriptEnd::NotEnded, |result| result.script);
+    let script = result.script;
     if bound && script == ScriptEnd::NotEnded {
         link.suspend(&driver.path()).await?;
         resume::back_to_sleep(driver, &ending.message).await?;
     }
-    let suspend_due = result.is_some_and(|result| result.suspend_due);
-    if suspend_due {
+    if result.suspend_due {
         // The log was closed after the suspend, so what became of it stands in the object.
         let name = object_name(&driver.held.name, &driver.lease.spec.environment_id);
         let kept = driver.held.shared.environments.read(&driver.held.namespace, &name).await?;
@@ -130,14 +131,18 @@ pub async fn bury(
     record: &JobRecord,
     streaming: &mut Streaming,
 ) -> Result<(), DriveError> {
-    let message = if record.runner.boot_id == link.hello.boot_id {
+    let conclusion = conclude_with(driver, link, record, &lost_result(loss(link, record))).await?;
+    streaming.conclusion = Some(conclusion);
+    Ok(())
+}
+
+/// Why the process that ran a job is gone.
+fn loss(link: &Link, record: &JobRecord) -> &'static str {
+    if record.runner.boot_id == link.hello.boot_id {
         "the supervisor that ran the job was killed on the host"
     } else {
         "the host was rebooted while the job ran"
-    };
-    let conclusion = conclude_with(driver, link, record, &lost_result(message)).await?;
-    streaming.conclusion = Some(conclusion);
-    Ok(())
+    }
 }
 
 fn lost_result(message: &str) -> JobResult {

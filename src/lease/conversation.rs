@@ -34,6 +34,7 @@ pub struct Conversation {
     log_size: Option<u64>,
     report: Report,
     verdict: Verdict,
+    canceled: bool,
 }
 
 /// Whether the job is ours to run.
@@ -101,12 +102,23 @@ impl Conversation {
             log_size: None,
             report: Report::default(),
             verdict: Verdict::Open,
+            canceled: false,
         }
     }
 
     /// The job's credentials.
     pub fn credentials(&self) -> &JobCredentials {
         &self.credentials
+    }
+
+    /// Whether GitLab has said that somebody canceled the job.
+    pub fn is_canceled(&self) -> bool {
+        self.canceled
+    }
+
+    /// The size of GitLab's log by its last answer, if it has said one.
+    pub fn known_log_size(&self) -> Option<u64> {
+        self.log_size
     }
 
     /// When the server next wants the log.
@@ -122,25 +134,25 @@ impl Conversation {
     /// Says that the job waits for an instance.
     pub async fn waiting(&mut self) -> Waiting {
         self.spoke_at = Instant::now();
-        match self.gitlab.update(&self.credentials, &JobUpdate::Pending).await {
+        match self.update(&JobUpdate::Pending).await {
             UpdateAnswer::Ok(status) => match status.wish {
                 Wish::GoOn => Waiting::Acknowledged,
                 Wish::CancelGracefully => Waiting::Canceled,
                 Wish::Abort => Waiting::Gone,
             },
             // A server without two-phase commit counts the job as running since its hand-out: keep it alive so.
-            UpdateAnswer::Refused => match self.gitlab.update(&self.credentials, &JobUpdate::Running).await {
+            UpdateAnswer::Refused => match self.update(&JobUpdate::Running).await {
                 UpdateAnswer::Ok(JobStatus { wish: Wish::GoOn, .. }) => Waiting::Legacy,
                 UpdateAnswer::Ok(JobStatus { wish: Wish::CancelGracefully, .. }) => Waiting::Canceled,
                 UpdateAnswer::Ok(JobStatus { wish: Wish::Abort, .. })
-                | UpdateAnswer::Gone
+                | UpdateAnswer::Gone { .. }
                 | UpdateAnswer::OwnedByOther
                 | UpdateAnswer::Refused => Waiting::Gone,
                 UpdateAnswer::Retry { .. } | UpdateAnswer::StoringLog { .. } | UpdateAnswer::LogInvalid => {
                     Waiting::Unknown
                 }
             },
-            UpdateAnswer::Gone | UpdateAnswer::OwnedByOther => Waiting::Gone,
+            UpdateAnswer::Gone { .. } | UpdateAnswer::OwnedByOther => Waiting::Gone,
             UpdateAnswer::Retry { .. } | UpdateAnswer::StoringLog { .. } | UpdateAnswer::LogInvalid => {
                 Waiting::Unknown
             }
@@ -151,7 +163,7 @@ impl Conversation {
     pub async fn confirm(&mut self) -> Confirmation {
         loop {
             self.spoke_at = Instant::now();
-            match self.gitlab.update(&self.credentials, &JobUpdate::Running).await {
+            match self.update(&JobUpdate::Running).await {
                 UpdateAnswer::Ok(status) => {
                     self.heed(status);
                     return match status.wish {
@@ -160,7 +172,7 @@ impl Conversation {
                         Wish::Abort => Confirmation::Gone,
                     };
                 }
-                UpdateAnswer::Gone | UpdateAnswer::OwnedByOther | UpdateAnswer::Refused => {
+                UpdateAnswer::Gone { .. } | UpdateAnswer::OwnedByOther | UpdateAnswer::Refused => {
                     return Confirmation::Gone;
                 }
                 UpdateAnswer::Retry { after } => sleep(after.unwrap_or(RETRY)).await,
@@ -172,12 +184,12 @@ impl Conversation {
     /// A sign of life of a silent job.
     pub async fn touch(&mut self) -> Wish {
         self.spoke_at = Instant::now();
-        match self.gitlab.update(&self.credentials, &JobUpdate::Running).await {
+        match self.update(&JobUpdate::Running).await {
             UpdateAnswer::Ok(status) => {
                 self.heed(status);
                 status.wish
             }
-            UpdateAnswer::Gone => Wish::Abort,
+            UpdateAnswer::Gone { .. } => Wish::Abort,
             // A refusal of a sign of life says nothing about the job.
             UpdateAnswer::Refused
             | UpdateAnswer::OwnedByOther
@@ -202,7 +214,14 @@ impl Conversation {
                     Resync::Refetch { from } => Sent::Refetch { from },
                 }
             }
-            TraceAnswer::Abort => Sent::Wish(Wish::Abort),
+            TraceAnswer::Abort { canceled } => {
+                self.canceled |= canceled;
+                Sent::Wish(Wish::Abort)
+            }
+            TraceAnswer::NotFound => {
+                sleep(RETRY).await;
+                Sent::Wish(self.touch().await)
+            }
             TraceAnswer::Retry { after } => {
                 sleep(after.unwrap_or(RETRY)).await;
                 Sent::Wish(Wish::GoOn)
@@ -221,8 +240,17 @@ impl Conversation {
             let bytes = Bytes::copy_from_slice(whole_log_if_none.as_bytes());
             match self.gitlab.patch_trace(&self.credentials, 0, bytes).await {
                 TraceAnswer::Mismatch { size, .. } => return Some(size),
-                TraceAnswer::Accepted { .. } => return Some(0),
-                TraceAnswer::Abort => return None,
+                TraceAnswer::Accepted { size, .. } => {
+                    self.log_size = Some(size);
+                    return Some(0);
+                }
+                TraceAnswer::Abort { .. } => return None,
+                TraceAnswer::NotFound => {
+                    sleep(RETRY).await;
+                    if self.touch().await == Wish::Abort {
+                        return None;
+                    }
+                }
                 TraceAnswer::Retry { after } => sleep(after.unwrap_or(RETRY)).await,
             }
         }
@@ -271,7 +299,7 @@ impl Conversation {
         };
         let update =
             JobUpdate::Final { failure: reason.map(|reason| (reason, exit_code)), log, environment_key };
-        let answer = self.gitlab.update(&self.credentials, &update).await;
+        let answer = self.update(&update).await;
         match self.report.on(&answer) {
             Next::Repeat { after } => return Some(after),
             Next::ResendLog => self.verdict = Verdict::LogInvalid,
@@ -282,7 +310,22 @@ impl Conversation {
         None
     }
 
+    async fn update(&mut self, update: &JobUpdate) -> UpdateAnswer {
+        let answer = self.gitlab.update(&self.credentials, update).await;
+        match answer {
+            UpdateAnswer::Ok(status) => self.canceled |= status.canceled,
+            UpdateAnswer::Gone { canceled } => self.canceled |= canceled,
+            UpdateAnswer::StoringLog { .. }
+            | UpdateAnswer::LogInvalid
+            | UpdateAnswer::OwnedByOther
+            | UpdateAnswer::Refused
+            | UpdateAnswer::Retry { .. } => {}
+        }
+        answer
+    }
+
     fn heed(&mut self, status: JobStatus) {
+        self.canceled |= status.canceled;
         if let Some(interval) = status.interval {
             self.interval = interval;
         }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::conclude::Conclusion;
+use super::conclude::{Conclusion, conclude_sealed};
 use super::conversation::{Sent, Verdict};
+use super::record::Step;
 use super::run::reach;
 use super::stream::Streaming;
 use super::{DriveError, Driver, resume};
@@ -17,7 +18,7 @@ use crate::gitlab::client::Wish;
 use crate::gitlab::trace::Trace;
 use crate::host::link::{Link, LinkError};
 use crate::spool::frame::Frame;
-use crate::spool::record::JobState;
+use crate::spool::record::{JobRecord, JobState, ScriptEnd};
 use crate::spool::verb::{LogEnd, RefusalReason};
 
 /// How long a job that was told to stop at once may take to say so.
@@ -37,7 +38,9 @@ pub async fn finish(
             return abandon_on(driver, link).await;
         }
         let log = Some((end.length, end.crc32));
-        let verdict = driver.tell(&conclusion.ending, log, conclusion.environment_key.as_deref()).await?;
+        // A canceled job has no environment that GitLab could offer to a later one.
+        let key = conclusion.environment_key.as_deref().filter(|_| !driver.conversation.is_canceled());
+        let verdict = driver.tell(&conclusion.ending, log, key).await?;
         if verdict != Verdict::LogInvalid {
             break;
         }
@@ -67,7 +70,7 @@ async fn end_on_host(
         return Ok(());
     }
     if conclusion.kept {
-        return Ok(());
+        return withdraw_canceled(driver).await;
     }
     match link.release(&driver.lease.spec.environment_id, false).await {
         Ok(()) => {}
@@ -76,6 +79,22 @@ async fn end_on_host(
             tracing::warn!(%error, "the host was not tidied yet");
         }
     }
+    Ok(())
+}
+
+/// The job was canceled while its environment was being put to sleep for the first time: the sleep was finished, and
+/// is given up again. One that was resumed stays asleep: an accident never destroys an environment.
+async fn withdraw_canceled(driver: &Driver) -> Result<(), DriveError> {
+    if !driver.conversation.is_canceled() || driver.lease.spec.resume_from.is_some() {
+        return Ok(());
+    }
+    let environments = driver.held.environments();
+    let own =
+        environments.into_iter().find(|known| known.spec.environment_id == driver.lease.spec.environment_id);
+    let Some(environment) = own else { return Ok(()) };
+    driver.held.shared.environments.delete(&environment).await?;
+    let note = format!("released: job {} was canceled while it was being suspended", driver.job.id);
+    driver.held.shared.events.normal(environment.as_ref(), "Released", "Release", note).await;
     Ok(())
 }
 
@@ -123,18 +142,33 @@ pub async fn abandon(driver: &mut Driver) -> Result<(), DriveError> {
 pub async fn abandon_on(driver: &mut Driver, link: &Arc<Link>) -> Result<(), DriveError> {
     tracing::info!("GitLab does not want the job: stopping it");
     let path = driver.path();
-    match stop_and_wait(driver, link).await {
-        Ok(()) => {}
-        Err(error) if matches!(error.refusal().map(|r| &r.reason), Some(RefusalReason::NotFound)) => {}
+    let record = match stop_and_wait(driver, link).await {
+        Ok(record) => record,
+        Err(error) if matches!(error.refusal().map(|r| &r.reason), Some(RefusalReason::NotFound)) => None,
         Err(error) => return Err(error.into()),
+    };
+    if let Some(record) = record.filter(has_come_to_its_end)
+        && !driver.conversation.is_canceled()
+    {
+        // An earlier holder told GitLab the result and died before it wrote that down.
+        let conclusion = conclude_sealed(driver, link, &record).await?;
+        end_on_host(driver, link, &conclusion).await?;
+        return driver.close(Step::Reported(conclusion.ending)).await;
     }
     if resume::bound(driver).is_some() {
         link.suspend(&path).await?;
         resume::back_to_sleep(driver, "GitLab ended the job").await?;
-    } else if !is_kept(driver) {
+    } else if is_kept(driver) {
+        withdraw_canceled(driver).await?;
+    } else {
         link.release(&path.environment, true).await?;
     }
     driver.end_gone().await
+}
+
+/// Whether the script ended by itself and the job's log was closed after it.
+fn has_come_to_its_end(record: &JobRecord) -> bool {
+    record.sealed && record.result.as_ref().is_some_and(|result| result.script != ScriptEnd::NotEnded)
 }
 
 /// Whether an object keeps the environment although no job is bound to it: it was put to sleep already.
@@ -144,7 +178,8 @@ fn is_kept(driver: &Driver) -> bool {
     })
 }
 
-async fn stop_and_wait(driver: &Driver, link: &Link) -> Result<(), LinkError> {
+/// Ends the job; answers its record, if it came to an end in time.
+async fn stop_and_wait(driver: &Driver, link: &Link) -> Result<Option<JobRecord>, LinkError> {
     let path = driver.path();
     link.cancel(&path, false).await?;
     let mut attached = link.attach(&path, 0).await?;
@@ -152,14 +187,14 @@ async fn stop_and_wait(driver: &Driver, link: &Link) -> Result<(), LinkError> {
     loop {
         match tokio::time::timeout_at(deadline, attached.next()).await {
             // Whatever still runs is killed by the release, or frozen by the suspend, that follows.
-            Err(_) => return Ok(()),
+            Err(_) => return Ok(None),
             Ok(Ok(Some(Frame::Status(status)))) => {
                 if status.record.state == JobState::Finished || !status.alive {
-                    return Ok(());
+                    return Ok(Some(status.record));
                 }
             }
             Ok(Ok(Some(Frame::Answer(_) | Frame::Log(_) | Frame::Beat))) => {}
-            Ok(Ok(None)) => return Ok(()),
+            Ok(Ok(None)) => return Ok(None),
             Ok(Err(error)) => return Err(error),
         }
     }

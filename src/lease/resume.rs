@@ -14,7 +14,7 @@ use crate::api::runner_pool::SuspensionMode;
 use crate::api::suspended_environment::{BoundLease, Phase, SuspendedEnvironmentStatus, Tier, object_name};
 use crate::environment::check::{self, Refusal, Resumer, Verdict};
 use crate::environment::{self, plan};
-use crate::host::link::Link;
+use crate::host::link::{Link, LinkError};
 use crate::kube_ext::{is_conflict, is_not_found};
 use crate::pool::slots::Slot;
 use crate::spool::order::ResumeOrder;
@@ -84,8 +84,14 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
             slot.instance
         ))));
     };
-    if !host_knows(&link, &found).await? {
-        return Ok(Err(Refusal::UnknownToHost));
+    match host_knows(&link, &found).await {
+        Ok(true) => {}
+        Ok(false) => return Ok(Err(Refusal::UnknownToHost)),
+        // A host that does not answer as it should is away: the job waits for it, up to its own time-out.
+        Err(error) => {
+            let away = format!("instance {}, where the environment sleeps: {error}", slot.instance);
+            return Ok(Ok(Look::Wait(away)));
+        }
     }
     // (3)
     let mut next = found.as_ref().clone();
@@ -102,7 +108,7 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
 }
 
 /// Whether the host's own record says the same as the object: an object made by hand proves nothing.
-async fn host_knows(link: &Link, environment: &SuspendedEnvironment) -> Result<bool, DriveError> {
+async fn host_knows(link: &Link, environment: &SuspendedEnvironment) -> Result<bool, LinkError> {
     let listed = link.list().await?;
     Ok(listed.iter().any(|listed| {
         let record = &listed.environment;

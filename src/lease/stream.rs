@@ -71,7 +71,8 @@ pub async fn stream(
                 Ok(Some(Frame::Status(status))) => {
                     let record = status.record;
                     match record.state {
-                        JobState::Finished if record.sealed => sealed = Some(record),
+                        // Of a job whose process died the record stays as it was, but for the seal.
+                        _ if record.sealed => sealed = Some(record),
                         JobState::Finished if streaming.conclusion.is_none() => return Ok(Streamed::Open(record)),
                         JobState::Finished => {}
                         JobState::Starting | JobState::Running if !status.alive => {

@@ -21,11 +21,17 @@ pub fn text(message: &str) -> String {
     format!("{}\n", closing::system_failure(message))
 }
 
-/// Writes the text from an offset, continuing wherever GitLab's log ends inside it. Answers the size of GitLab's
-/// log after it, or `None` when GitLab wants no more of this job.
-pub async fn write(settings: &Settings, job: &JobCredentials, offset: u64, text: &str) -> Option<u64> {
+/// Writes the text that begins at an offset, of which GitLab has the bytes before `known`, continuing wherever its log
+/// ends inside it. Answers the size of GitLab's log after it, or `None` when GitLab wants no more of this job.
+pub async fn write(
+    settings: &Settings,
+    job: &JobCredentials,
+    offset: u64,
+    known: u64,
+    text: &str,
+) -> Option<u64> {
     let end = offset + text.len() as u64;
-    let mut at = offset;
+    let mut at = known.max(offset);
     loop {
         let skip = usize::try_from(at.saturating_sub(offset)).unwrap_or(usize::MAX);
         let rest = text.as_bytes().get(skip..).unwrap_or_default();
@@ -39,11 +45,15 @@ pub async fn write(settings: &Settings, job: &JobCredentials, offset: u64, text:
             TraceAnswer::Accepted { size, .. } | TraceAnswer::Mismatch { size, .. } => {
                 // GitLab has fewer bytes than recorded only after it lost some: the text goes where its log ends.
                 if size < offset {
-                    return Box::pin(write(settings, job, size, text)).await;
+                    return Box::pin(write(settings, job, size, size, text)).await;
                 }
                 at = size;
             }
-            TraceAnswer::Abort => return None,
+            TraceAnswer::Abort { .. } => return None,
+            TraceAnswer::NotFound => match settings.gitlab.update(job, &JobUpdate::Running).await {
+                UpdateAnswer::Gone { .. } => return None,
+                _ => tokio::time::sleep(RETRY).await,
+            },
             TraceAnswer::Retry { after } => tokio::time::sleep(after.unwrap_or(RETRY)).await,
         }
     }
@@ -59,13 +69,13 @@ pub async fn refuse_without_lease(held: &Held, settings: &Settings, job: &JobCre
                 UpdateAnswer::Retry { after } => tokio::time::sleep(after.unwrap_or(RETRY)).await,
                 UpdateAnswer::StoringLog { .. }
                 | UpdateAnswer::LogInvalid
-                | UpdateAnswer::Gone
+                | UpdateAnswer::Gone { .. }
                 | UpdateAnswer::OwnedByOther
                 | UpdateAnswer::Refused => return,
             }
         }
         let text = text(message);
-        let Some(size) = write(settings, job, 0, &text).await else { return };
+        let Some(size) = write(settings, job, 0, 0, &text).await else { return };
         let reason = FailureReason::RunnerSystemFailure.for_server(&[]).to_owned();
         let update = JobUpdate::Final {
             failure: Some((reason, 0)),
@@ -79,7 +89,7 @@ pub async fn refuse_without_lease(held: &Held, settings: &Settings, job: &JobCre
                 }
                 UpdateAnswer::Ok(_)
                 | UpdateAnswer::LogInvalid
-                | UpdateAnswer::Gone
+                | UpdateAnswer::Gone { .. }
                 | UpdateAnswer::OwnedByOther
                 | UpdateAnswer::Refused => return,
             }

@@ -43,6 +43,13 @@ pub fn suspend(state: &StateFolder, name: &JobName, epoch: u64) -> Result<Enviro
     let user = owner(&record).or_refuse("failed to read the host's users")?;
     let mut holdings = Holdings::read(&folder).or_refuse("failed to read the environment's holdings")?;
     holdings.forget_other_boots();
+    // What a job that died left running is not the environment's: only what an earlier job kept is held still.
+    if died_before_its_end(&folder, name)? {
+        let own = holdings.trees.iter().filter(|tree| tree.job_id == name.id);
+        for tree in own {
+            tree.kill().or_refuse("failed to end the processes of the job that died")?;
+        }
+    }
     let attempt = "failed to hold the processes still";
     let (processes, freezer) = freeze(&holdings.trees).or_refuse(attempt)?;
     holdings.forget_empty().or_refuse(attempt)?;
@@ -101,6 +108,12 @@ fn freeze(trees: &[Tree]) -> io::Result<(u32, Freezer)> {
         processes += u32::try_from(count).unwrap_or(u32::MAX);
     }
     Ok((processes, freezer))
+}
+
+/// Whether the environment's last job has no end: its supervisor was killed.
+fn died_before_its_end(folder: &EnvironmentFolder, name: &JobName) -> Result<bool, Refusal> {
+    let job = folder.job(name.id).read().or_refuse("failed to read the job's record")?;
+    Ok(job.is_some_and(|job| job.state != JobState::Finished))
 }
 
 /// The user an environment's files belong to, when it is another one.

@@ -84,7 +84,7 @@ async fn cancels_and_time_outs_of_a_resumed_job_leave_its_environment_asleep() -
 }
 
 #[tokio::test]
-async fn a_killed_supervisor_a_restarted_host_and_a_missing_shell_leave_it_asleep() -> Result<()> {
+async fn a_killed_supervisor_a_restarted_host_and_a_refused_start_leave_it_asleep() -> Result<()> {
     let stage = Stage::start("broken", Setting::default()).await?;
     let host = &stage.hosts[0];
     let (_, key) = put_to_sleep(&stage, job("first").script(["echo kept > marker", CLOCK])).await?;
@@ -115,12 +115,18 @@ async fn a_killed_supervisor_a_restarted_host_and_a_missing_shell_leave_it_aslee
     stage.lease_over(woken.id).await?;
     let before = environment(&stage, &key).await?;
 
-    host.remove_program("bash").await?;
+    // Somebody puts another folder in the workspace's place: the job is not started in it.
+    let project = "builds/0/group/project";
+    on(host, &format!("mv {project} {project}.away && mkdir {project}")).await?;
     let unstarted = stage.run(resume(&key).script(["echo never"])).await?;
     ensure!(unstarted.failure_reason.as_deref() == Some("runner_system_failure"), "{}", told(&unstarted));
-    ensure!(unstarted.log_contains("bash") && !unstarted.log_contains("never"), "{}", told(&unstarted));
+    ensure!(unstarted.log_contains("the environment cannot be resumed"), "{}", told(&unstarted));
+    ensure!(!unstarted.log_contains("never"), "{}", told(&unstarted));
     stage.lease_over(unstarted.id).await?;
-    sleeps_as_before(&stage, &key, &before, "bash").await?;
+    sleeps_as_before(&stage, &key, &before, "workspace").await?;
+    on(host, &format!("rmdir {project} && mv {project}.away {project}")).await?;
+    let woken = stage.run(resume(&key).script(["cat marker"])).await?;
+    ensure!(woken.state == JobState::Success && woken.log_contains("kept"), "{}", told(&woken));
     traces::end(stage).await
 }
 

@@ -98,11 +98,14 @@ fn judge_last_update(server: &Server, world: &mut World, exchange: &Exchange, po
         return;
     };
     let is_new_connection = machine.connections.insert(exchange.connection);
+    if machine.seen_values.contains(&poll.last_update) {
+        // The last request of a process that was killed may be read after its successor was announced.
+        return;
+    }
     let may_start_over = std::mem::take(&mut machine.may_start_over)
         || (is_new_connection && server.options.restarts == Restarts::OnNewConnection);
-    let is_echoed = machine.seen_values.contains(&poll.last_update);
     let is_first = machine.seen_values.is_empty() || may_start_over;
-    if is_echoed || (is_first && poll.last_update.is_empty()) {
+    if is_first && poll.last_update.is_empty() {
         return;
     }
     let what = format!(
