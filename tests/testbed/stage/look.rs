@@ -3,9 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{POOL, SOON, Stage, condition};
 use super::super::control_plane::audit::{self, Write};
 use super::super::wait::until;
+use super::{POOL, SOON, Stage, condition};
 
 impl Stage {
     /// Applies the pool with these changes and starts an operator; waits for neither.
