@@ -213,7 +213,11 @@ async fn campaign_for(shared: Shared, pool: Arc<RunnerPool>, over: CancellationT
     let name = pool.name_any();
     while !over.is_cancelled() {
         let mut claim = Claim::new(shared.client.clone(), &namespace, &name, &shared.identity);
-        let Some(tenure) = claim.acquire(&over).await else { return };
+        let seen = || {
+            let pool = shared.pools.cache.get(&namespace, &name);
+            pool.and_then(|pool| pool.status.as_ref()?.epoch).unwrap_or_default()
+        };
+        let Some(tenure) = claim.acquire(&over, seen).await else { return };
         let tenure = Arc::new(tenure);
         let end_with = tenure.ended.clone();
         let over_ends_it = async {

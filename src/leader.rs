@@ -106,10 +106,11 @@ impl Claim {
         }
     }
 
-    /// Waits until the pool is ours, or until cancelled.
-    pub async fn acquire(&mut self, cancel: &CancellationToken) -> Option<Tenure> {
+    /// Waits until the pool is ours, or until cancelled. `seen` is the highest epoch known from elsewhere: a Lease
+    /// that was deleted begins above it, or a holder that has not noticed yet would not be fenced off.
+    pub async fn acquire(&mut self, cancel: &CancellationToken, seen: impl Fn() -> u64) -> Option<Tenure> {
         loop {
-            match self.try_acquire().await {
+            match self.try_acquire(seen()).await {
                 Ok(Some(epoch)) => {
                     return Some(Tenure::new(epoch));
                 }
@@ -123,15 +124,15 @@ impl Claim {
         }
     }
 
-    async fn try_acquire(&mut self) -> Result<Option<u64>, LeaderError> {
+    async fn try_acquire(&mut self, seen: u64) -> Result<Option<u64>, LeaderError> {
         let Some(current) = self.read().await? else {
-            let created = self.write(None, 1).await?;
+            let created = self.write(None, seen + 1).await?;
             return Ok(Some(self.observe(created)));
         };
         if !self.may_take(&current) {
             return Ok(None);
         }
-        let epoch = transitions(&current) + 1;
+        let epoch = transitions(&current).max(seen) + 1;
         match self.write(Some(&current), epoch).await {
             Ok(written) => Ok(Some(self.observe(written))),
             Err(LeaderError::Api(error)) if is_conflict(&error) => Ok(None),

@@ -16,8 +16,12 @@ mod bed_node;
 #[cfg(feature = "operator")]
 mod chart;
 #[cfg(feature = "operator")]
+mod conversation;
+#[cfg(feature = "operator")]
 mod gitlab_stand_in;
 mod layering;
+#[cfg(feature = "operator")]
+mod leadership;
 #[cfg(feature = "operator")]
 mod main_job;
 #[cfg(feature = "operator")]
