@@ -15,7 +15,7 @@
 //! | (9) host: seal | the log is complete; sealing again changes nothing |
 //! | (10) GitLab: log and final update | said again; GitLab answers that it knows, or that the job is over |
 //! | (11) host: release, of an environment that is not kept | done again; the sweep finds what is left |
-//! | (12) status Reported | the Secrets are deleted by the next holder when it lets the lease go |
+//! | (12) status Reported | the Secrets go with the lease, their owner, when the next holder collects it |
 //! | (13) Secrets deleted, (14) finalizer, (15) lease deleted | the next holder's collection |
 
 use std::sync::Arc;
@@ -356,10 +356,9 @@ pub fn ended_at(status: &JobLeaseStatus) -> Option<Timestamp> {
         .map(|known| known.last_transition_time.0)
 }
 
-/// Deletes a lease that is over, with its Secrets.
+/// Deletes a lease that is over. Secrets that a death left behind go with it: it owns them.
 pub async fn let_go(held: &Held, lease: &JobLease) {
     let result = async {
-        payload::delete(&held.shared, lease).await?;
         // (14), (15): deleted first, the finalizer after, so that a death between them is seen as a deletion.
         if lease.metadata.deletion_timestamp.is_none() {
             held.shared.leases.delete(lease).await?;
