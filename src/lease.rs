@@ -386,10 +386,9 @@ pub async fn forget_payloads(held: Arc<Held>) {
     }
 }
 
-/// Deletes a lease that is over, with its Secrets.
+/// Deletes a lease that is over. Secrets that a death left behind go with it: it owns them.
 pub async fn let_go(held: &Held, lease: &JobLease) {
     let result = async {
-        payload::delete(&held.shared, lease).await?;
         // (14), (15): deleted first, the finalizer after, so that a death between them is seen as a deletion.
         if lease.metadata.deletion_timestamp.is_none() {
             held.shared.leases.delete(lease).await?;

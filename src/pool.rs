@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::json;
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::api::runner_pool::DeletionPolicy;
@@ -37,6 +38,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often settings are read again: Secrets are not watched.
 const SETTINGS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long the pool's status may lag behind its load, which every job changes twice: one write in so long, however
+/// many jobs there are, and none for jobs that are shorter.
+const LOAD_LAG: Duration = Duration::from_secs(2);
 
 /// How soon settings that could not be used are read again.
 const SETTINGS_RETRY: Duration = Duration::from_secs(5);
@@ -86,15 +91,17 @@ async fn look(held: &Arc<Held>) -> Duration {
     inventory::look(held);
     let next = environment::look(held);
     collect_finished(held);
-    if let Err(error) = write_status(held).await {
+    let status_due = write_status(held).await.unwrap_or_else(|error| {
         tracing::warn!(pool = held.name, %error, "the pool's status was not written");
-    }
+        None
+    });
     if pool.metadata.deletion_timestamp.is_some() {
         delete(held, &pool).await;
     }
     let until_next =
         next.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO));
-    until_next.map_or(LOOK_INTERVAL, |wait| wait.clamp(Duration::from_millis(20), LOOK_INTERVAL))
+    let soonest = until_next.into_iter().chain(status_due).min();
+    soonest.map_or(LOOK_INTERVAL, |wait| wait.clamp(Duration::from_millis(20), LOOK_INTERVAL))
 }
 
 /// Starts a task for each open lease that has none: new ones, and those of earlier holders.
@@ -276,9 +283,10 @@ async fn refresh_settings(held: Arc<Held>) {
     }
 }
 
-async fn write_status(held: &Held) -> Result<(), kube::Error> {
-    let _turn = held.status_turn.lock().await;
-    let Some(pool) = held.pool() else { return Ok(()) };
+/// Writes the pool's status if it differs; answers when to look again at one whose difference may yet pass.
+async fn write_status(held: &Held) -> Result<Option<Duration>, kube::Error> {
+    let mut differs_since = held.status_turn.lock().await;
+    let Some(pool) = held.pool() else { return Ok(None) };
     let view = held.view();
     let hosts = held.hosts.view();
     let settings = held.settings();
@@ -299,16 +307,24 @@ async fn write_status(held: &Held) -> Result<(), kube::Error> {
     metrics.pool(&held.name, view.claimants.len(), pool.spec.concurrency, view.sleepers.len(), held.epoch());
     let status = status::status(&observed);
     if pool.status.as_ref() == Some(&status) {
-        return Ok(());
+        *differs_since = None;
+        return Ok(None);
     }
+    if pool.status.as_ref().is_some_and(|old| status::may_pass(old, &status)) {
+        let left = LOAD_LAG.saturating_sub(differs_since.get_or_insert_with(Instant::now).elapsed());
+        if !left.is_zero() {
+            return Ok(Some(left));
+        }
+    }
+    *differs_since = None;
     let mut next = pool.as_ref().clone();
     next.status = Some(status);
     match held.shared.pools.replace_status(&next).await {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(None),
         // Somebody changed the pool meanwhile; the next look writes on top of that.
         Err(error) if is_conflict(&error) => {
             held.wake();
-            Ok(())
+            Ok(None)
         }
         Err(error) => Err(error),
     }

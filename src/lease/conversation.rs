@@ -20,6 +20,9 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// The interval between log updates until the server names one.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(3);
 
+/// The least time between two log updates, whatever the server says: each costs it a request.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+
 /// The pause between tries while GitLab does not answer.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -121,9 +124,10 @@ impl Conversation {
         self.log_size
     }
 
-    /// When the server next wants the log.
-    pub fn next_update_at(&self, last_sent: Instant) -> Instant {
-        last_sent + self.interval
+    /// When the log is next sent: at the server's interval, but while the job is young no later than as long as the
+    /// log has been sent for. The runner's own first lines would else keep the script's back for a whole interval.
+    pub fn next_update_at(&self, first_sent: Instant, last_sent: Instant) -> Instant {
+        last_sent + (last_sent - first_sent).max(SHORTEST_INTERVAL).min(self.interval)
     }
 
     /// When silence has lasted long enough for a sign of life.

@@ -31,7 +31,7 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
     let mut streaming = Streaming {
         trace: Trace::from_offset(0),
         crc32: 0,
-        last_sent: None,
+        sent: None,
         cancel_sent: false,
         first_byte: false,
         conclusion: None,

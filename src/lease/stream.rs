@@ -33,8 +33,8 @@ pub struct Streaming {
     pub trace: Trace,
     /// CRC-32 of the log as far as it was read.
     pub crc32: u32,
-    /// When log bytes were last sent.
-    pub last_sent: Option<Instant>,
+    /// When log bytes were first and last sent.
+    pub sent: Option<(Instant, Instant)>,
     /// Whether the supervisor was told to stop the job.
     pub cancel_sent: bool,
     /// Whether GitLab has the first byte.
@@ -54,8 +54,8 @@ pub async fn stream(
     let mut sealed: Option<JobRecord> = None;
     loop {
         // The first bytes go at once, later ones at the server's interval; the end of the log at once again.
-        let patch_at = match streaming.last_sent {
-            Some(at) if sealed.is_none() => driver.conversation.next_update_at(at),
+        let patch_at = match streaming.sent {
+            Some((first, last)) if sealed.is_none() => driver.conversation.next_update_at(first, last),
             Some(_) | None => Instant::now(),
         };
         let patch_due = !streaming.trace.is_drained();
@@ -91,7 +91,8 @@ pub async fn stream(
                 Err(error) => return Ok(Streamed::Broken(error.to_string())),
             },
             () = tokio::time::sleep_until(patch_at), if patch_due => {
-                streaming.last_sent = Some(Instant::now());
+                let now = Instant::now();
+                streaming.sent = Some((streaming.sent.map_or(now, |(first, _)| first), now));
                 match driver.conversation.send(&mut streaming.trace).await {
                     Sent::Wish(wish) => {
                         if !streaming.first_byte {

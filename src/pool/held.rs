@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::ResourceExt;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -38,8 +39,8 @@ pub struct Held {
     /// Held while the limits are checked and an environment is created, so that two jobs that end together do not
     /// both take the last place.
     pub suspend_turn: tokio::sync::Mutex<()>,
-    /// Held while the pool's status is written.
-    pub(super) status_turn: tokio::sync::Mutex<()>,
+    /// Held while the pool's status is written: since when its load has differed from what is written.
+    pub(super) status_turn: tokio::sync::Mutex<Option<Instant>>,
     pub(super) tenure: Arc<Tenure>,
     /// Locked for lines only, like the rest below; written by the driver, read by everybody.
     pub(super) settings: Mutex<Option<Arc<Settings>>>,
@@ -80,7 +81,7 @@ impl Held {
             hosts: Hosts::default(),
             inventories: Inventories::default(),
             suspend_turn: tokio::sync::Mutex::new(()),
-            status_turn: tokio::sync::Mutex::new(()),
+            status_turn: tokio::sync::Mutex::new(None),
             tenure,
             settings: Mutex::new(None),
             problem: Mutex::new(None),

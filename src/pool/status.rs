@@ -97,6 +97,19 @@ pub fn record_key(
     Ok(true)
 }
 
+/// Whether two statuses differ only in the pool's load, which comes and goes with every job.
+pub fn may_pass(old: &RunnerPoolStatus, new: &RunnerPoolStatus) -> bool {
+    let without_load = |status: &RunnerPoolStatus| {
+        let mut rest = status.clone();
+        rest.jobs = None;
+        rest.slots = None;
+        rest.environments = EnvironmentCounts::default();
+        rest.conditions.retain(|known| known.type_ != POLLING && known.type_ != CAPACITY_AVAILABLE);
+        rest
+    };
+    without_load(old) == without_load(new)
+}
+
 /// Hosts in the order of the spec, each with the key recorded for it so far.
 fn hosts(observed: &Observed<'_>, old: &[HostStatus]) -> Vec<HostStatus> {
     observed
@@ -298,5 +311,20 @@ fn drained(observed: &Observed<'_>) -> Finding {
         (Mode::Active | Mode::Paused, _) => {
             Finding::new(DRAINED, false, "NotDraining", "spec.mode is not Draining")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_load_may_pass() {
+        let old = RunnerPoolStatus { jobs: Some("0/3".to_owned()), ..RunnerPoolStatus::default() };
+        let busy =
+            RunnerPoolStatus { jobs: Some("1/3".to_owned()), slots: Some("2/3".to_owned()), ..old.clone() };
+        assert!(may_pass(&old, &busy));
+        let taken_over = RunnerPoolStatus { holder: Some("another".to_owned()), ..busy };
+        assert!(!may_pass(&old, &taken_over));
     }
 }
