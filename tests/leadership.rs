@@ -128,7 +128,7 @@ async fn the_holder_is_killed_in_the_middle_of_a_job_and_the_other_one_goes_on()
 
 #[tokio::test]
 async fn a_holder_that_stood_still_for_longer_than_its_lease_does_not_act_on_it() -> Result<()> {
-    let (mut stage, standby) = with_standby("still").await?;
+    let (stage, standby) = with_standby("still").await?;
     let id = begin(&stage).await?;
     stage.gitlab.client_restarted();
     stage.operator()?.freeze()?;

@@ -1,31 +1,47 @@
 //! Loopback ports that stay ours for the life of a server, also across its restarts.
 //!
 //! Ports are taken below the range the kernel gives to outgoing connections, so that no connection
-//! sits on the port of a server that is down for a moment.
+//! sits on the port of a server that is down for a moment. A port is claimed by a lock on a file for
+//! as long as this process lives: a server is slow to listen, and another bed must not come first.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Mutex;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
+use rustix::fs::{FlockOperation, flock};
 
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 10_000;
 
-/// Ports handed out by this process; the lock is held for the search only.
-static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+/// Ports claimed by this process, with the locked files; the lock is held for the search only.
+static CLAIMED: Mutex<BTreeMap<u16, File>> = Mutex::new(BTreeMap::new());
 
-/// A port on 127.0.0.1 on which nobody listens and which this process has not handed out before.
+/// A port on 127.0.0.1 on which nobody listens and which no bed of this user has claimed.
 pub fn free_port() -> Result<u16> {
-    let mut taken = TAKEN.lock().map_err(|_| anyhow!("a thread died while it searched a port"))?;
-    // Processes start their search apart from each other, so that two rarely want the same port at once.
+    let folder = folder();
+    fs::create_dir_all(&folder).with_context(|| format!("failed to make {}", folder.display()))?;
+    let mut claimed = CLAIMED.lock().map_err(|_| anyhow!("a thread died while it searched a port"))?;
+    // Processes start their search apart from each other, so that two rarely look at the same port.
     let start = u16::try_from(std::process::id().wrapping_mul(37) % u32::from(COUNT))?;
     for step in 0..COUNT {
         let port = FIRST + (start + step) % COUNT;
-        if !taken.contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            taken.insert(port);
+        if claimed.contains_key(&port) {
+            continue;
+        }
+        let lock = File::options().create(true).append(true).open(folder.join(port.to_string()))?;
+        let is_ours = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if is_ours && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            claimed.insert(port, lock);
             return Ok(port);
         }
     }
     Err(anyhow!("no free port between {FIRST} and {}", FIRST + COUNT - 1))
+}
+
+fn folder() -> PathBuf {
+    let user = rustix::process::getuid().as_raw();
+    std::env::temp_dir().join(format!("dormouse-ports-{user}"))
 }
