@@ -45,7 +45,9 @@ use super::runner_pool::conditions_schema;
     ),
     printcolumn(name = "Resumes", type_ = "integer", json_path = ".status.revision", priority = 1),
     printcolumn(name = "Key", type_ = "string", json_path = ".status.environmentKey", priority = 1),
-    selectable = ".spec.pool"
+    selectable = ".spec.pool",
+    validation = Rule::new("self.metadata.name == self.spec.pool + '-' + self.spec.environmentId").message("the name must be that of the pool and the environment id, with a dash between: so an environment has one object"),
+    validation = Rule::new("self.spec.notAfter == oldSelf.spec.notAfter || (has(oldSelf.status) && has(oldSelf.status.boundLease))").message("spec.notAfter may not be changed while no job uses the environment: only expiresAt may be")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
