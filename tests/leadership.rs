@@ -250,3 +250,31 @@ async fn a_host_refuses_a_holder_of_an_older_epoch() -> Result<()> {
     end_whole(&stage, id).await?;
     stage.end().await
 }
+
+#[tokio::test]
+async fn a_job_that_is_handed_out_during_the_shutdown_is_run_by_the_next_holder() -> Result<()> {
+    let mut setting = Setting::pool(json!({}));
+    setting.gitlab.hold = Duration::from_secs(30);
+    let stage = Stage::start("late", setting).await?;
+    stage.gitlab.wait_until_polled(HAND_OVER).await?;
+    let late = async {
+        until("the operator hands its pools over", HAND_OVER, async || {
+            Ok(stage.operator_log().contains("the pool is not held any more").then_some(()))
+        })
+        .await?;
+        anyhow::Ok(stage.gitlab.enqueue(count()))
+    };
+    let (ended, id) = tokio::join!(stage.operator()?.terminate(), late);
+    ended?;
+    let id = id?;
+    ensure!(
+        stage.gitlab.job(id).is_some_and(|job| job.picked_up_at.is_some()),
+        "the request was not answered"
+    );
+    let lease = stage.get("joblease", &format!("{POOL}-{id}")).await?;
+    ensure!(lease["status"].is_null(), "the job was begun by a process that was ending: {lease:#}");
+    stage.gitlab.client_restarted();
+    stage.operator()?.start_again().await?;
+    end_whole(&stage, id).await?;
+    stage.end().await
+}
