@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::testbed::gitlab::{JobId, JobSpec, JobState, JobView};
 use crate::testbed::operator::Operator;
-use crate::testbed::stage::{POOL, Setting, Stage};
+use crate::testbed::stage::{POOL, Setting, Stage, host};
 use crate::testbed::wait::until;
 
 /// Time for a change of the holder on a busy machine: far above what it takes.
@@ -190,18 +190,19 @@ async fn a_deleted_lease_disturbs_no_job_and_locks_nobody_out() -> Result<()> {
 #[tokio::test]
 async fn a_lease_that_begins_anew_is_raised_above_what_the_hosts_have_seen() -> Result<()> {
     let stage = Stage::start("anew", Setting::pool(json!({}))).await?;
-    for _ in 0..2 {
+    for number in 2..=3 {
         stage.operator()?.terminate().await?;
         stage.gitlab.client_restarted();
         stage.operator()?.start_again().await?;
-        until("the host is ready again", HAND_OVER, async || {
-            let pool = stage.get("runnerpool", POOL).await?;
-            let holder_has_it = stage.operator_log().contains("the pool is held");
-            Ok((holder_has_it && pool["status"]["hosts"][0]["state"] == "Ready").then_some(()))
-        })
-        .await?;
+        // One look of one holder: its epoch, and the host that has heard of it.
+        let what = format!("the host is ready for epoch {number}");
+        stage
+            .until_object("runnerpool", POOL, &what, |pool| {
+                epoch(pool) == number && host(pool, "alder")["state"] == "Ready"
+            })
+            .await?;
     }
-    let before = stage.until_object("runnerpool", POOL, "it has epoch 3", |pool| epoch(pool) == 3).await?;
+    let before = stage.get("runnerpool", POOL).await?;
     stage.operator()?.terminate().await?;
     // Nothing in the cluster knows of the epochs before, as after a restore: only the host does.
     stage.kubectl(&["delete", "lease", LEASE]).await?;
