@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::testbed::gitlab::{JobId, JobSpec, JobState, JobView};
 use crate::testbed::operator::Operator;
-use crate::testbed::stage::{POOL, Setting, Stage};
+use crate::testbed::stage::{POOL, Setting, Stage, host};
 use crate::testbed::wait::until;
 
 /// Time for a change of the holder on a busy machine: far above what it takes.
@@ -190,18 +190,19 @@ async fn a_deleted_lease_disturbs_no_job_and_locks_nobody_out() -> Result<()> {
 #[tokio::test]
 async fn a_lease_that_begins_anew_is_raised_above_what_the_hosts_have_seen() -> Result<()> {
     let stage = Stage::start("anew", Setting::pool(json!({}))).await?;
-    for _ in 0..2 {
+    for number in 2..=3 {
         stage.operator()?.terminate().await?;
         stage.gitlab.client_restarted();
         stage.operator()?.start_again().await?;
-        until("the host is ready again", HAND_OVER, async || {
-            let pool = stage.get("runnerpool", POOL).await?;
-            let holder_has_it = stage.operator_log().contains("the pool is held");
-            Ok((holder_has_it && pool["status"]["hosts"][0]["state"] == "Ready").then_some(()))
-        })
-        .await?;
+        // One look of one holder: its epoch, and the host that has heard of it.
+        let what = format!("the host is ready for epoch {number}");
+        stage
+            .until_object("runnerpool", POOL, &what, |pool| {
+                epoch(pool) == number && host(pool, "alder")["state"] == "Ready"
+            })
+            .await?;
     }
-    let before = stage.until_object("runnerpool", POOL, "it has epoch 3", |pool| epoch(pool) == 3).await?;
+    let before = stage.get("runnerpool", POOL).await?;
     stage.operator()?.terminate().await?;
     // Nothing in the cluster knows of the epochs before, as after a restore: only the host does.
     stage.kubectl(&["delete", "lease", LEASE]).await?;
@@ -247,6 +248,34 @@ async fn a_host_refuses_a_holder_of_an_older_epoch() -> Result<()> {
         let answer = said(&verb).await?;
         ensure!(answer.contains("StaleEpoch") && answer.contains("epoch 0 is older"), "{verb}: {answer}");
     }
+    end_whole(&stage, id).await?;
+    stage.end().await
+}
+
+#[tokio::test]
+async fn a_job_that_is_handed_out_during_the_shutdown_is_run_by_the_next_holder() -> Result<()> {
+    let mut setting = Setting::pool(json!({}));
+    setting.gitlab.hold = Duration::from_secs(30);
+    let stage = Stage::start("late", setting).await?;
+    stage.gitlab.wait_until_polled(HAND_OVER).await?;
+    let late = async {
+        until("the operator hands its pools over", HAND_OVER, async || {
+            Ok(stage.operator_log().contains("the pool is not held any more").then_some(()))
+        })
+        .await?;
+        anyhow::Ok(stage.gitlab.enqueue(count()))
+    };
+    let (ended, id) = tokio::join!(stage.operator()?.terminate(), late);
+    ended?;
+    let id = id?;
+    ensure!(
+        stage.gitlab.job(id).is_some_and(|job| job.picked_up_at.is_some()),
+        "the request was not answered"
+    );
+    let lease = stage.get("joblease", &format!("{POOL}-{id}")).await?;
+    ensure!(lease["status"].is_null(), "the job was begun by a process that was ending: {lease:#}");
+    stage.gitlab.client_restarted();
+    stage.operator()?.start_again().await?;
     end_whole(&stage, id).await?;
     stage.end().await
 }

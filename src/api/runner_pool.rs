@@ -75,10 +75,11 @@ pub struct RunnerPoolSpec {
     /// How instances are reached.
     pub ssh: SshSpec,
     /// Folder on the instance for workspaces; a workspace is `<buildsDir>/<slot>/<group>/<project>`. A leading `~/`
-    /// is the user's home. Default: ~/builds.
-    #[serde(default = "default_builds_dir")]
+    /// is the user's home. Default: ~/builds; /builds with isolation PerSlotUser, whose users may not enter
+    /// another's home.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^(/|~/)[^\x00]+$"), length(max = 255))]
-    pub builds_dir: String,
+    pub builds_dir: Option<String>,
     /// Folder on the instance for our own state. Default: /var/lib/dormouse as root, else ~/.dormouse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^(/|~/)[^\x00]+$"), length(max = 255))]
@@ -426,9 +427,6 @@ fn default_acquire_timeout() -> Duration {
 fn default_connection_grace() -> Duration {
     Duration::from_seconds(10 * 60)
 }
-fn default_builds_dir() -> String {
-    "~/builds".into()
-}
 fn default_ssh_port() -> u16 {
     22
 }
@@ -451,6 +449,15 @@ impl RunnerPoolSpec {
     /// Slots of all hosts, reachable or not.
     pub fn total_slots(&self) -> u32 {
         self.provider.fixed.hosts.iter().map(|host| self.slots_of(host)).sum()
+    }
+
+    /// Folder for workspaces, as it stands in the spec or by default.
+    pub fn builds_dir(&self) -> &str {
+        match (&self.builds_dir, self.isolation) {
+            (Some(folder), _) => folder,
+            (None, Some(Isolation::PerSlotUser)) => "/builds",
+            (None, Some(Isolation::Shared) | None) => "~/builds",
+        }
     }
 
     /// Slots that sleeping environments may never hold.

@@ -161,7 +161,7 @@ fn build_order(driver: &Driver, link: &Link) -> JobOrder {
         pool_uid: driver.held.uid.clone(),
         epoch: driver.held.epoch(),
         slot,
-        builds_dir: link.absolute(&settings.spec.builds_dir),
+        builds_dir: link.absolute(settings.spec.builds_dir()),
         isolation: settings.isolation(driver.held.hosts.slots(instance)),
         runner: RunnerFacts {
             name: driver.held.name.clone(),

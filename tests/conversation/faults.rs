@@ -133,3 +133,23 @@ async fn a_job_that_gitlab_has_forgotten_is_stopped_and_its_slot_used_again() ->
     .await?;
     stage.end().await
 }
+
+#[tokio::test]
+async fn a_pool_that_cannot_ask_for_jobs_asks_again() -> Result<()> {
+    let stage = Stage::start("askagain", Setting::pool(json!({}))).await?;
+    for fault in [
+        Fault::refuse(Target::RequestJob, 500).times(2),
+        Fault::refuse(Target::RequestJob, 429).header("retry-after", "1").once(),
+        Fault::refuse(Target::RequestJob, 409).once(),
+        Fault::on(Target::RequestJob, Action::CutBeforeHandling).times(2),
+    ] {
+        let fault = stage.gitlab.inject(fault);
+        until("a request for a job fails", SOON, async || {
+            Ok((stage.gitlab.fault_hits(fault) > 0).then_some(()))
+        })
+        .await?;
+        let job = stage.run(JobSpec::new("after").script(["true"])).await?;
+        ensure!(job.state == JobState::Success, "{}", job.log_text());
+    }
+    stage.end().await
+}

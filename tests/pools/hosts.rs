@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use crate::testbed::gitlab::{GitRepo, JobSpec, JobState};
-use crate::testbed::hosts::Line;
+use crate::testbed::hosts::{HostSpec, Line};
 use crate::testbed::stage::{POOL, Setting, Stage, condition};
 
 /// A job that leaves its words in the log.
@@ -185,5 +185,27 @@ async fn hosts_behind_another_host_are_reached_through_it() -> Result<()> {
     stage.hosts[1].reboot().await?;
     let message = stage.until_host("alder", "KeyRefused").await?;
     ensure!(message.contains(&stage.hosts[1].address().to_string()), "{message}");
+    stage.end().await
+}
+
+#[tokio::test]
+async fn more_jobs_run_on_a_host_than_its_sshd_allows_sessions_on_a_connection() -> Result<()> {
+    let mut stage = Stage::without_operator("sessions", &Setting::pool(json!({}))).await?;
+    let narrow = HostSpec { max_sessions: 2, ..HostSpec::default() };
+    stage.hosts = vec![stage.bed.boot("narrow", narrow).await?];
+    stage.raise(json!({ "capacityPerInstance": 6, "isolation": "Shared" })).await?;
+    let hold = "while [ ! -e /tmp/go ]; do sleep 0.1; done";
+    let script = ["echo begun", hold, "echo ended"];
+    let ids: Vec<_> = (0..6)
+        .map(|number| stage.gitlab.enqueue(JobSpec::new(format!("job {number}")).script(script)))
+        .collect();
+    for id in &ids {
+        stage.until_log(*id, "begun").await?;
+    }
+    stage.hosts[0].ssh("touch /tmp/go").await?;
+    for id in ids {
+        let over = stage.until_over(id).await?;
+        ensure!(over.state == JobState::Success && over.log_contains("ended"), "{}", over.log_text());
+    }
     stage.end().await
 }

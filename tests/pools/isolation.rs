@@ -58,7 +58,7 @@ async fn shared_slots_are_a_standing_warning() -> Result<()> {
 
 #[tokio::test]
 async fn a_job_can_neither_read_nor_signal_nor_forge_anything_of_its_neighbour() -> Result<()> {
-    let pool = json!({ "isolation": "PerSlotUser", "capacityPerInstance": 2, "buildsDir": "/builds" });
+    let pool = json!({ "isolation": "PerSlotUser", "capacityPerInstance": 2 });
     let mut stage = Stage::without_operator("neighbours", &Setting::pool(json!({}))).await?;
     if !stage.bed.are_isolated() {
         eprintln!("skipped: a user per slot takes root");
