@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::testbed::control_plane::ControlPlane;
-use crate::testbed::gitlab::{JobSpec, JobState};
+use crate::testbed::gitlab::{JobSpec, JobState, Options};
 use crate::testbed::image::{self, Image};
 use crate::testbed::node::{API_SERVER_NAME, KubeletAccess, Node};
 use crate::testbed::ports::free_port;
@@ -262,7 +262,10 @@ async fn a_pod_of_the_chart_runs_jobs_through_an_upgrade_and_is_not_taken_from_e
     samples_are_accepted(plane).await?;
     pods_are_accepted_where_only_restricted_ones_are(plane).await?;
 
-    let stage = Stage::on(Arc::clone(&cluster), "pod", &Setting::default()).await?;
+    // A pod that ends waits for its open poll.
+    let hold = Duration::from_secs(2);
+    let setting = Setting { gitlab: Options { hold, ..Options::default() }, ..Setting::default() };
+    let stage = Stage::on(Arc::clone(&cluster), "pod", &setting).await?;
     if let Err(error) = a_job_sleeps_wakes_and_outlives_an_upgrade(&stage, &values).await {
         bail!("{error:#}\n{}", operator_log(plane).await?);
     }
