@@ -106,6 +106,8 @@ fn judge_last_update(server: &Server, world: &mut World, exchange: &Exchange, po
         || (is_new_connection && server.options.restarts == Restarts::OnNewConnection);
     let is_first = machine.seen_values.is_empty() || may_start_over;
     if is_first && poll.last_update.is_empty() {
+        // A job carries no value: until it is answered without one, a new process has none to echo.
+        machine.seen_values.clear();
         return;
     }
     let what = format!(
