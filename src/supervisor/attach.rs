@@ -68,7 +68,7 @@ pub fn only(answer: Answer) -> io::Result<()> {
 pub fn stream(job: &JobFolder, record: JobRecord, from: u64) -> io::Result<()> {
     let notices = Notices::new(job, &record)?;
     let mut log = LogReader::open(&job.log(), from)?;
-    let mut shown = StatusFrame { alive: process::is_alive(&record.runner), record };
+    let Some(mut shown) = look(job, &record)? else { return Ok(()) };
     send(&[
         Frame::Answer(Answer::Job(Box::new(shown.record.clone()))),
         Frame::Status(Box::new(shown.clone())),
@@ -77,10 +77,8 @@ pub fn stream(job: &JobFolder, record: JobRecord, from: u64) -> io::Result<()> {
     let mut changed = true;
     loop {
         // The record before the log: what was written before a seal is then read after seeing the seal.
-        let record = if changed { job.read()? } else { Some(shown.record.clone()) };
-        let Some(record) = record else { return Ok(()) };
-        let alive = if changed { process::is_alive(&record.runner) } else { shown.alive };
-        let now = StatusFrame { alive, record };
+        let now = if changed { look(job, &shown.record)? } else { Some(shown.clone()) };
+        let Some(now) = now else { return Ok(()) };
         if send_log(&mut log)? {
             last_sent = Instant::now();
         }
@@ -103,6 +101,13 @@ pub fn stream(job: &JobFolder, record: JobRecord, from: u64) -> io::Result<()> {
             Notice::Anything => true,
         };
     }
+}
+
+/// How the job stands. Its process is looked at first: one that is dead has written all it ever will, so what it wrote
+/// last is never taken for the record of a job that was cut short.
+fn look(job: &JobFolder, known: &JobRecord) -> io::Result<Option<StatusFrame>> {
+    let alive = process::is_alive(&known.runner);
+    Ok(job.read()?.map(|record| StatusFrame { alive, record }))
 }
 
 /// Sends what is new in the log; says whether there was anything.
