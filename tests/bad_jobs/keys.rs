@@ -26,7 +26,7 @@ fn project(spec: JobSpec) -> JobSpec {
 
 /// The job was refused for this reason, in these words, and ran nowhere.
 async fn refused(stage: &Stage, view: &JobView, action: &str, words: &str) -> Result<()> {
-    ensure!(view.state == JobState::Failed && !view.log_contains("never"), "{action}: {}", told(view));
+    ensure!(view.state == JobState::Failed && !view.log_contains("unwanted"), "{action}: {}", told(view));
     ensure!(view.failure_reason.as_deref() == Some(LISTED), "{action}: {}", told(view));
     let line = "the environment cannot be resumed: ";
     ensure!(view.log_contains(line) && view.log_contains(words), "{action}: {}", told(view));
@@ -39,7 +39,7 @@ async fn refused(stage: &Stage, view: &JobView, action: &str, words: &str) -> Re
 
 fn wake(key: &str) -> JobSpec {
     let reasons = ["script_failure", "runner_system_failure", "job_execution_timeout", LISTED];
-    job("wake").environment_key(key).script(["echo never"]).failure_reasons(reasons)
+    job("wake").environment_key(key).script(["echo unwanted"]).failure_reasons(reasons)
 }
 
 #[tokio::test]
