@@ -82,7 +82,7 @@ async fn a_job_can_neither_read_nor_signal_nor_forge_anything_of_its_neighbour()
     let pid = pid_of(&view.log_text()).with_context(|| view.log_text())?;
     let attack = [
         "id -un".to_owned(),
-        format!("cat /builds/0/group/project/private && echo LEAK read"),
+        "cat /builds/0/group/project/private && echo LEAK read".to_owned(),
         "ls -R /builds/0 && echo LEAK list".to_owned(),
         "echo forged > /builds/0/group/project/forged && echo LEAK write".to_owned(),
         format!("kill -CONT {pid} && echo LEAK signal"),

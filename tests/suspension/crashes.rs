@@ -13,8 +13,8 @@ use crate::traces::{self, on, told};
 
 /// The job failed with its own code, its log is whole, and it sleeps under the key GitLab was told.
 async fn slept_once(stage: &Stage, over: &JobView) -> Result<()> {
-    ensure!((over.state, over.exit_code) == (JobState::Failed, Some(5)), "{}", told(&over));
-    ensure!(over.failure_reason.as_deref() == Some("script_failure"), "{}", told(&over));
+    ensure!((over.state, over.exit_code) == (JobState::Failed, Some(5)), "{}", told(over));
+    ensure!(over.failure_reason.as_deref() == Some("script_failure"), "{}", told(over));
     let key = key_of(over)?;
     let log = over.log_text();
     let count = |wanted: &str| log.lines().filter(|line| line.trim_end().ends_with(wanted)).count();

@@ -1,5 +1,7 @@
 //! A stage for one test: a namespace of the shared control plane, a GitLab, hosts, a pool, an operator.
 
+#![allow(clippy::indexing_slicing, reason = "what a JSON value does not have is null, not a panic")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,6 +1,6 @@
 //! The jobs that are measured with.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use jiff::Timestamp;
 
 use super::super::gitlab::{JobSpec, JobState, JobView};
@@ -67,7 +67,8 @@ pub fn lines(log: &str) -> impl DoubleEndedIterator<Item = &str> {
 
 /// Ends a stage; a breach of GitLab's protocol makes what was measured on it worthless.
 pub async fn leave(stage: Stage) -> Result<()> {
-    let violations = stage.gitlab.violations();
-    ensure!(violations.is_empty(), "the runner broke the protocol: {}", violations[0]);
+    if let Some(violation) = stage.gitlab.violations().first() {
+        bail!("the runner broke the protocol: {violation}");
+    }
     stage.end().await
 }
