@@ -19,7 +19,7 @@ use super::process;
 use super::refuse::{OrRefuse, not_found};
 use super::state::{JobFolder, StateFolder};
 use crate::spool::frame::{Frame, FrameError, LogChunk, StatusFrame};
-use crate::spool::record::JobRecord;
+use crate::spool::record::{JobRecord, ProcessIdentity};
 use crate::spool::verb::{Answer, Refusal};
 
 /// Silence after which a beat is sent.
@@ -68,7 +68,7 @@ pub fn only(answer: Answer) -> io::Result<()> {
 pub fn stream(job: &JobFolder, record: JobRecord, from: u64) -> io::Result<()> {
     let notices = Notices::new(job, &record)?;
     let mut log = LogReader::open(&job.log(), from)?;
-    let mut shown = StatusFrame { alive: process::is_alive(&record.runner), record };
+    let Some(mut shown) = look(job, &record.runner)? else { return only(Answer::Job(Box::new(record))) };
     send(&[
         Frame::Answer(Answer::Job(Box::new(shown.record.clone()))),
         Frame::Status(Box::new(shown.clone())),
@@ -77,10 +77,8 @@ pub fn stream(job: &JobFolder, record: JobRecord, from: u64) -> io::Result<()> {
     let mut changed = true;
     loop {
         // The record before the log: what was written before a seal is then read after seeing the seal.
-        let record = if changed { job.read()? } else { Some(shown.record.clone()) };
-        let Some(record) = record else { return Ok(()) };
-        let alive = if changed { process::is_alive(&record.runner) } else { shown.alive };
-        let now = StatusFrame { alive, record };
+        let now = if changed { look(job, &shown.record.runner)? } else { Some(shown.clone()) };
+        let Some(now) = now else { return Ok(()) };
         if send_log(&mut log)? {
             last_sent = Instant::now();
         }
@@ -103,6 +101,13 @@ pub fn stream(job: &JobFolder, record: JobRecord, from: u64) -> io::Result<()> {
             Notice::Anything => true,
         };
     }
+}
+
+/// How a job stands. The process before the record: one that is gone has written its last. The other way round, a
+/// job that ends between the two looks would be taken for one whose process was killed.
+fn look(job: &JobFolder, runner: &ProcessIdentity) -> io::Result<Option<StatusFrame>> {
+    let alive = process::is_alive(runner);
+    Ok(job.read()?.map(|record| StatusFrame { alive, record }))
 }
 
 /// Sends what is new in the log; says whether there was anything.
