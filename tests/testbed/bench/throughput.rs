@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use futures::future::try_join_all;
 use jiff::Timestamp;
 use serde_json::json;
@@ -60,7 +60,16 @@ async fn all(stage: &Stage, jobs: usize) -> Result<(Timestamp, Timestamp)> {
     let views = try_join_all(ids.into_iter().map(|id| stage.gitlab.wait_until_over(id, LIMIT)))
         .await
         .with_context(|| stage.operator_log())?;
-    ensure!(views.iter().all(|view| view.state == JobState::Success), "not every job succeeded");
+    if let Some(failed) = views.iter().find(|view| view.state != JobState::Success) {
+        let reason = failed.failure_reason.as_deref().unwrap_or("no reason given");
+        bail!(
+            "job {} is {:?}, {reason}:\n{}\n{}",
+            failed.id,
+            failed.state,
+            failed.log_text(),
+            stage.operator_log()
+        );
+    }
     let first = views.iter().filter_map(|view| view.picked_up_at).min().context("no job was handed out")?;
     let last = views.iter().filter_map(|view| view.finished_at).max().context("no job has ended")?;
     Ok((first, last))
