@@ -11,7 +11,7 @@ use crate::traces::{self, on, told};
 async fn folder_variables_and_background_processes_wake_as_they_were() -> Result<()> {
     let stage = Stage::start("keeps", Setting::default()).await?;
     let first = job("first").variable("GIVEN", "first").script([
-        "(while true; do date +%s%N > /tmp/beat; sleep 0.05; done) & echo $! > /tmp/clock",
+        "(while true; do date +%s%N > /tmp/beat.new; mv /tmp/beat.new /tmp/beat; sleep 0.05; done) & echo $! > /tmp/clock",
         "mkdir -p deep/er && cd deep/er",
         "export KEPT='two words' GIVEN=changed",
         "unexported=gone",

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the static dormouse-supervisor and puts it where the tests and the operator's image look for it.
+# Builds the static dormouse-supervisor and prints where it is.
 #
 # usage: build-supervisor.sh [--test]
 #   --test  a profile that builds in seconds, for tests; without it, the small one that is shipped
@@ -22,10 +22,12 @@ esac
 RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --locked --profile "$profile" \
   --no-default-features --features supervisor --bin dormouse-supervisor --target "$target"
 
-cache="${DORMOUSE_CACHE:-$HOME/.cache/dormouse}/supervisor"
-built="${CARGO_TARGET_DIR:-target}/$target/$profile/dormouse-supervisor"
-mkdir -p "$cache"
+target_dir=${CARGO_TARGET_DIR:-$PWD/target}
+built="$target_dir/$target/$profile/dormouse-supervisor"
+# Beside the build, one folder a profile: two checkouts, or a test and a release, never take each other's.
+folder="$target_dir/$profile-supervisors"
+mkdir -p "$folder"
 # By rename: a running supervisor's file cannot be written to, and nobody may see half of one.
-install -m 755 "$built" "$cache/.dormouse-supervisor-$machine.$$"
-mv -f "$cache/.dormouse-supervisor-$machine.$$" "$cache/dormouse-supervisor-$machine"
-echo "$cache/dormouse-supervisor-$machine"
+install -m 755 "$built" "$folder/.dormouse-supervisor-$machine.$$"
+mv -f "$folder/.dormouse-supervisor-$machine.$$" "$folder/dormouse-supervisor-$machine"
+readlink -f "$folder/dormouse-supervisor-$machine"
