@@ -32,9 +32,9 @@ pub const VERIFIED: &str = "Verified";
 /// SuspendedEnvironment: its place on the host has been given back.
 pub const RELEASED: &str = "Released";
 
-/// JobLease: GitLab was told that the job is ours.
+/// JobLease: the job is recorded, so that no death of the operator loses it.
 pub const ACCEPTED: &str = "Accepted";
-/// JobLease: a slot is assigned and its instance answers.
+/// JobLease: a slot of an instance is assigned to it.
 pub const INSTANCE_READY: &str = "InstanceReady";
 /// JobLease: the supervisor runs the job.
 pub const STARTED: &str = "Started";

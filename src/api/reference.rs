@@ -29,25 +29,24 @@ const POOL_CONDITIONS: &[Meaning] = &[
         "A job could be placed now. False for a moment is normal: every slot is taken.",
     ),
     (condition::DRAINED, "No lease is open and no new job is taken."),
-    (condition::STALLED, "Waiting will not help. Present only when True."),
 ];
 
 const ENVIRONMENT_CONDITIONS: &[Meaning] = &[
     (condition::READY, "It can be resumed now, or is in use."),
     (condition::SUSPENDED, "It is frozen and recorded on its host."),
     (condition::BOUND, "A job uses it."),
-    (condition::VERIFIED, "The object and the host agree about it."),
+    (condition::VERIFIED, "Its host has a record of it. Unknown until the host was asked."),
     (
         condition::RELEASED,
         "Its place on the host has been given back. While it is False the reason says what it waits for.",
     ),
-    (condition::STALLED, "It is lost, for good. Present only when True."),
+    (condition::STALLED, "It cannot be resumed any more; delete it. Present only when True."),
 ];
 
 const LEASE_CONDITIONS: &[Meaning] = &[
     (condition::READY, "Nothing went wrong with the job's handling so far. A script that fails is not that."),
-    (condition::ACCEPTED, "GitLab was told that the job is ours."),
-    (condition::INSTANCE_READY, "A slot is assigned and its instance answers."),
+    (condition::ACCEPTED, "The job is recorded here, so that no death of the operator loses it."),
+    (condition::INSTANCE_READY, "A slot of an instance is assigned to it."),
     (condition::STARTED, "The supervisor runs the job."),
     (condition::FINISHED, "The job's result is on the host."),
     (condition::REPORTED, "GitLab has the result."),
