@@ -21,7 +21,7 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(3);
 
 /// The least time between two log updates, whatever the server says: each costs it a request.
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The pause between tries while GitLab does not answer.
 const RETRY: Duration = Duration::from_secs(1);
