@@ -1,6 +1,6 @@
 //! GitLab is away for a while.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::{count, ensure_whole};
@@ -84,7 +84,8 @@ async fn a_suspended_environment_is_told_of_when_gitlab_is_back() -> Result<()> 
         let known = stage.list("suspendedenvironments").await?;
         Ok(known.iter().any(|known| known["status"]["phase"] == "Suspended").then_some(()))
     })
-    .await?;
+    .await
+    .with_context(|| stage.operator_log())?;
     stage.gitlab.up()?;
     let job = stage.until_over(id).await?;
     ensure!(job.state == JobState::Success, "{}", job.log_text());
