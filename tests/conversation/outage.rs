@@ -1,6 +1,6 @@
 //! GitLab is away for a while.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::{count, ensure_whole};
@@ -32,7 +32,7 @@ async fn a_job_runs_on_while_gitlab_is_away_and_its_log_is_whole_afterwards() ->
     stage.gitlab.up()?;
     let view = stage.until_log(id, "line 200").await?;
     ensure!(view.state == JobState::Running, "{view:?}");
-    stage.hosts[0].ssh("touch /tmp/go").await?;
+    stage.touch("/tmp/go").await?;
     let job = stage.until_over(id).await?;
     ensure!((job.state, job.exit_code) == (JobState::Failed, Some(3)), "{}", job.log_text());
     ensure_whole(&job, 200)?;
@@ -51,7 +51,7 @@ async fn a_result_is_kept_until_gitlab_can_be_told() -> Result<()> {
     ]));
     stage.until_log(id, "line 40").await?;
     stage.gitlab.down().await?;
-    stage.hosts[0].ssh("touch /tmp/go").await?;
+    stage.touch("/tmp/go").await?;
     until_file(&stage, "/tmp/ended").await?;
     // A holder that dies with the result untold loses nothing.
     stage.crash_operator().await?;
@@ -79,12 +79,13 @@ async fn a_suspended_environment_is_told_of_when_gitlab_is_back() -> Result<()> 
     ]));
     stage.until_log(id, "begun").await?;
     stage.gitlab.down().await?;
-    stage.hosts[0].ssh("touch /tmp/go").await?;
+    stage.touch("/tmp/go").await?;
     until("the environment sleeps", SOON, async || {
         let known = stage.list("suspendedenvironments").await?;
         Ok(known.iter().any(|known| known["status"]["phase"] == "Suspended").then_some(()))
     })
-    .await?;
+    .await
+    .with_context(|| stage.operator_log())?;
     stage.gitlab.up()?;
     let job = stage.until_over(id).await?;
     ensure!(job.state == JobState::Success, "{}", job.log_text());

@@ -83,7 +83,7 @@ async fn no_job_is_placed_before_the_ready_command_succeeds() -> Result<()> {
     ensure!(message.contains("exit code 7") && message.contains("not prepared"), "{message}");
     stage.until_finding("Polling", "False", "NoReachableHost").await?;
     ensure!(stage.job_requests() == 0);
-    stage.hosts[0].ssh("touch /tmp/prepared").await?;
+    stage.touch("/tmp/prepared").await?;
     stage.until_hosts("Ready").await?;
     let over = stage.run(job("prepared")).await?;
     ensure!(over.state == JobState::Success, "{}", over.log_text());
@@ -202,7 +202,7 @@ async fn more_jobs_run_on_a_host_than_its_sshd_allows_sessions_on_a_connection()
     for id in &ids {
         stage.until_log(*id, "begun").await?;
     }
-    stage.hosts[0].ssh("touch /tmp/go").await?;
+    stage.touch("/tmp/go").await?;
     for id in ids {
         let over = stage.until_over(id).await?;
         ensure!(over.state == JobState::Success && over.log_contains("ended"), "{}", over.log_text());

@@ -103,7 +103,7 @@ async fn a_job_can_neither_read_nor_signal_nor_forge_anything_of_its_neighbour()
     ensure!(leaks.is_empty(), "{leaks:?} in:\n{text}");
     ensure!(stage.lease_over(attacker.id).await?["status"]["slot"] == 1);
 
-    stage.hosts[0].ssh("touch /tmp/go").await?;
+    stage.touch("/tmp/go").await?;
     let victim = stage.until_over(victim).await?;
     ensure!(victim.state == JobState::Success && victim.log_contains("private"), "{}", victim.log_text());
     ensure!(stage.lease_over(victim.id).await?["status"]["slot"] == 0);

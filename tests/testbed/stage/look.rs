@@ -45,6 +45,18 @@ impl Stage {
         .with_context(|| self.operator_log())
     }
 
+    /// Makes a file on every host, for the jobs that wait for it. A busy sshd turns connections away: it is tried
+    /// until it is done.
+    pub async fn touch(&self, path: &str) -> Result<()> {
+        for host in &self.hosts {
+            until(&format!("{path} is made on {}", host.name()), SOON, async || {
+                Ok(host.ssh(&format!("touch {path}")).await?.status.success().then_some(()))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
     /// How often GitLab was asked for a job so far, not counting a request that is held now.
     pub fn job_requests(&self) -> usize {
         self.gitlab.requests().iter().filter(|request| request.path.ends_with("/jobs/request")).count()
