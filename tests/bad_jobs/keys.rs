@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::suspension::{environment, held, job, object_of, put_to_sleep};
@@ -102,21 +101,16 @@ async fn an_environment_in_use_is_refused_to_a_second_job() -> Result<()> {
     traces::end(stage).await
 }
 
-/// Makes an object as the operator would, behind its back.
+/// Makes an object as the operator would, while that is away: it would give up one without a status.
 async fn forge(stage: &Stage, object: &Value, status: &Value) -> Result<()> {
-    let operator = stage.operator()?.pid().context("the operator is gone")?;
-    let operator = Pid::from_raw(i32::try_from(operator)?).context("process 0")?;
-    // It would give an object without a status up before that is written.
-    kill_process(operator, Signal::STOP)?;
-    let forged = async {
-        stage.apply(object).await?;
-        let name = text(&object["metadata"]["name"]);
-        let patch = json!({ "status": status }).to_string();
-        stage.kubectl(&["patch", "senv", &name, "--subresource=status", "--type=merge", "-p", &patch]).await
-    };
-    let forged = forged.await;
-    kill_process(operator, Signal::CONT)?;
-    forged.map(|_| ())
+    let operator = stage.operator()?;
+    operator.kill()?;
+    stage.apply(object).await?;
+    let name = text(&object["metadata"]["name"]);
+    let patch = json!({ "status": status }).to_string();
+    stage.kubectl(&["patch", "senv", &name, "--subresource=status", "--type=merge", "-p", &patch]).await?;
+    stage.gitlab.client_restarted();
+    operator.start_again().await
 }
 
 #[tokio::test]
