@@ -206,6 +206,13 @@ async fn delete(held: &Arc<Held>, pool: &RunnerPool) {
     if held.is_asking() {
         return;
     }
+    // While leases still say whose they were: what their jobs left on the hosts goes at once. What nothing knows is
+    // swept after its grace, and the host says so until then.
+    for host in held.hosts.view() {
+        if let Some(link) = host.state.link() {
+            inventory::tidy_now(held, &host.name, &link).await;
+        }
+    }
     for lease in held.leases() {
         if lease.metadata.deletion_timestamp.is_none()
             && let Err(error) = held.shared.leases.delete(&lease).await

@@ -29,8 +29,11 @@ pub fn list(state: &StateFolder, pool_uid: &str, epoch: u64) -> Result<Vec<Liste
 fn jobs(folder: &EnvironmentFolder) -> Result<Vec<JobStatus>, Refusal> {
     let mut found = Vec::new();
     for id in folder.jobs().or_refuse("failed to list an environment's jobs")? {
-        if let Some(record) = folder.job(id).read().or_refuse("failed to read a job's record")? {
-            found.push(JobStatus { alive: process::is_alive(&record.runner), record });
+        let read = || folder.job(id).read().or_refuse("failed to read a job's record");
+        if let Some(known) = read()? {
+            // The process before the record that counts: one that is gone has written its last.
+            let alive = process::is_alive(&known.runner);
+            found.push(JobStatus { alive, record: read()?.unwrap_or(known) });
         }
     }
     Ok(found)
