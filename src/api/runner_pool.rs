@@ -37,6 +37,7 @@ use super::duration::Duration;
 #[x_kube(
     validation = Rule::new("!has(self.capacityPerInstance) || self.capacityPerInstance <= 1 || has(self.isolation)").message("spec.isolation must be given when spec.capacityPerInstance is above 1: PerSlotUser keeps the slots of a host apart (needs root), Shared does not"),
     validation = Rule::new("self.provider.static.hosts.all(h, !has(h.slots) || h.slots <= 1) || has(self.isolation)").message("spec.isolation must be given when a host has more than one slot: PerSlotUser keeps the slots of a host apart (needs root), Shared does not"),
+    validation = Rule::new("!has(self.isolation) || self.isolation != 'PerSlotUser' || !has(self.buildsDir) || !self.buildsDir.startsWith('~/')").message("spec.buildsDir must be an absolute path with isolation PerSlotUser: the users of the slots cannot enter the home of another user; leave it out for /builds"),
     validation = Rule::new("has(self.systemIdSeed) == has(oldSelf.systemIdSeed) && (!has(self.systemIdSeed) || self.systemIdSeed == oldSelf.systemIdSeed)").message("spec.systemIdSeed is immutable: keys of sleeping environments carry the system id")
 )]
 pub struct RunnerPoolSpec {

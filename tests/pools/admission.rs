@@ -9,10 +9,14 @@ use crate::testbed::stage::{POOL, Setting, Stage};
 async fn a_pool_that_cannot_be_meant_is_refused_with_a_reason() -> Result<()> {
     let stage = Stage::without_operator("refused", &Setting::default()).await?;
     let alder = json!({ "name": "alder", "address": "127.0.0.1" });
-    let cases: [(Value, &[&str]); 8] = [
+    let cases: [(Value, &[&str]); 9] = [
         (json!({ "provider": { "aws": {} } }), &["unknown field", "spec.provider.aws"]),
         (json!({ "concurency": 3 }), &["unknown field", "spec.concurency"]),
         (json!({ "capacityPerInstance": 2 }), &["spec.isolation must be given", "PerSlotUser", "Shared"]),
+        (
+            json!({ "isolation": "PerSlotUser", "buildsDir": "~/builds" }),
+            &["spec.buildsDir must be an absolute path", "/builds"],
+        ),
         (
             json!({ "provider": { "static": { "hosts": [{ "name": "a", "address": "127.0.0.1", "slots": 2 }] } } }),
             &["spec.isolation must be given", "more than one slot"],

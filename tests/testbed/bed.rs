@@ -32,6 +32,8 @@ pub struct Bed {
     pub hosts: Vec<Host>,
     /// The operator.
     pub operator: Operator,
+    /// Where kubectl and helm are.
+    pub programs: PathBuf,
     control_plane: Option<ControlPlane>,
     bed: Hosts,
     scratch: Scratch,
@@ -91,7 +93,7 @@ impl Bed {
 
         say("Starting the operator");
         let operator = Operator::start("operator", &account, "", scratch.path()).await?;
-        let bed = Self { client, gitlab, runner, hosts, operator, control_plane, bed, scratch };
+        let bed = Self { client, gitlab, runner, hosts, operator, programs, control_plane, bed, scratch };
         bed.create_secrets().await?;
         Ok(bed)
     }

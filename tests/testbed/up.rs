@@ -80,6 +80,7 @@ pub async fn serve() -> Result<()> {
     let staged = folder.join("ready.new");
     let mut file = fs::File::create(&staged)?;
     writeln!(file, "export KUBECONFIG={}", bed.client.kubeconfig().display())?;
+    writeln!(file, "export PATH=\"{}:$PATH\"  (kubectl, helm)", bed.programs.display())?;
     writeln!(file, "GitLab stand-in      {}", bed.gitlab.url())?;
     writeln!(
         file,
