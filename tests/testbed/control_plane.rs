@@ -96,7 +96,9 @@ impl ControlPlane {
         wait::until("kube-apiserver writes its certificate", READY, async || {
             etcd.check()?;
             api_server.check()?;
-            Ok(files.certificate.exists().then_some(()))
+            // The file is there before it is whole: the server's own certificate, then its authority's.
+            let text = fs::read_to_string(&files.certificate)?;
+            Ok((text.matches("-----END CERTIFICATE-----").count() >= 2).then_some(()))
         })
         .await?;
         let mut plane = Self {
