@@ -224,19 +224,14 @@ impl Driver {
         // With the host lost nobody can say what the whole log is: no checksum is claimed.
         let log = (offset == 0).then(|| (size, crc32fast::hash(text.as_bytes())));
         let ending = Ending::without_run(Some(reason), message);
-        self.report(ending, log, None).await
+        self.report(ending, log).await
     }
 
-    /// Tells GitLab the result and closes the lease.
-    async fn report(
-        &mut self,
-        ending: Ending,
-        log: Option<(u64, u32)>,
-        environment_key: Option<&str>,
-    ) -> Result<(), DriveError> {
-        if self.tell(&ending, log, environment_key).await? == Verdict::LogInvalid {
+    /// Tells GitLab the result of a job that left no environment, and closes the lease.
+    async fn report(&mut self, ending: Ending, log: Option<(u64, u32)>) -> Result<(), DriveError> {
+        if self.tell(&ending, log, None).await? == Verdict::LogInvalid {
             // There is no other log than the one GitLab has: the result stands without a checksum.
-            self.tell(&ending, None, environment_key).await?;
+            self.tell(&ending, None, None).await?;
         }
         let step = self.last_step(ending).await;
         self.close(step).await
@@ -297,7 +292,7 @@ impl Driver {
     /// The job was canceled before anything of it ran.
     async fn end_canceled(&mut self) -> Result<(), DriveError> {
         let ending = Ending::without_run(Some(FailureReason::JobCanceled), "canceled before it started");
-        self.report(ending, None, None).await
+        self.report(ending, None).await
     }
 
     /// GitLab does not want the job any more: nothing is said, everything is let go.

@@ -87,7 +87,6 @@ pub fn plan(observed: &Observed<'_>) -> Plan {
         (_, true) => None,
         (true, false) if forced => Some(Action::ForceRelease),
         (true, false) if reachable => Some(Action::Release),
-        (true, false) if observed.instance == InstanceState::Removed => None,
         (true, false) => None,
         (false, false) => match environment.phase() {
             _ if expired => Some(Action::Expire),

@@ -38,7 +38,7 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
     };
     let mut lost_since: Option<Instant> = None;
     loop {
-        let Some(link) = reach(driver, lost_since).await else { return give_up(driver, None).await };
+        let Some(link) = reach(driver, lost_since).await else { return give_up(driver).await };
         let mut attached = match attach(driver, &link, streaming.trace.end()).await {
             Ok(attached) => attached,
             Err(Unattached::Away(why)) => {
@@ -227,17 +227,12 @@ async fn refused(driver: &mut Driver, reason: FailureReason, message: &str) -> R
 }
 
 /// The host was away for longer than the grace: GitLab is told, what is there is swept when it returns.
-async fn give_up(driver: &mut Driver, why: Option<&str>) -> Result<(), DriveError> {
+async fn give_up(driver: &mut Driver) -> Result<(), DriveError> {
     let instance = driver.lease.place().map(|(instance, _)| instance.to_owned()).unwrap_or_default();
     let grace = driver.settings.spec.connection_grace.std();
-    let message = why.map_or_else(
-        || {
-            format!(
-                "instance {instance} has not been reachable for {} s (spec.connectionGrace)",
-                grace.as_secs()
-            )
-        },
-        str::to_owned,
+    let message = format!(
+        "instance {instance} has not been reachable for {} s (spec.connectionGrace)",
+        grace.as_secs()
     );
     let note = format!("{message}; last seen {}", Timestamp::now());
     driver.held.shared.events.warning(driver.lease.as_ref(), "InstanceLost", "Attach", note).await;
