@@ -12,6 +12,7 @@ use kube::ResourceExt;
 use crate::api::SuspendedEnvironment;
 use crate::api::condition;
 use crate::api::suspended_environment::{Phase, SuspendedEnvironmentStatus, Tier};
+use crate::deed::Point;
 use crate::host::link::JobPath;
 use crate::kube_ext::is_conflict;
 use crate::pool::Held;
@@ -126,7 +127,10 @@ async fn step(held: &Held, environment: &SuspendedEnvironment) -> Result<(), Ste
     };
     let plan = plan::plan(&observe(held, &environment));
     match plan.action {
-        None => write(held, &environment, described(&environment, &plan)).await,
+        None => {
+            let status = described(&environment, &plan);
+            write(held, Point::EnvironmentStatusWritten, &environment, status).await
+        }
         Some(action) => act(held, &environment, action).await,
     }
 }
@@ -138,26 +142,27 @@ async fn act(held: &Held, environment: &SuspendedEnvironment, action: Action) ->
     match action {
         Action::Expire => {
             let note = format!("it expired at {}", environment.expires_at());
-            store.delete(environment).await?;
+            store.delete(held.deed(Point::EnvironmentExpired).await, environment).await?;
             metrics.environment(&held.name, EnvironmentOutcome::Expired);
             events.normal(environment, "Expired", "Expire", note).await;
         }
         Action::Abandon => {
-            store.delete(environment).await?;
+            store.delete(held.deed(Point::EnvironmentAbandoned).await, environment).await?;
             let note = "its job ended before it was put to sleep".to_owned();
             events.warning(environment, "SuspendAbandoned", "Release", note).await;
         }
         Action::Release => {
             let link = held.hosts.link(&environment.spec.origin.instance).ok_or(StepError::Away)?;
             // (1)
-            link.release(&environment.spec.environment_id, true).await?;
+            let deed = held.deed(Point::EnvironmentRemoved).await;
+            link.release(deed, &environment.spec.environment_id, true).await?;
             held.inventories.note(&environment.spec.origin.instance, &environment.spec.environment_id, None);
             // (2)
-            store.remove_finalizer(environment).await?;
+            store.remove_finalizer(held.deed(Point::EnvironmentForgotten).await, environment).await?;
             metrics.environment(&held.name, EnvironmentOutcome::Released);
         }
         Action::ForceRelease => {
-            store.remove_finalizer(environment).await?;
+            store.remove_finalizer(held.deed(Point::EnvironmentForced).await, environment).await?;
             metrics.environment(&held.name, EnvironmentOutcome::ForceReleased);
             let note =
                 "released by force: what it keeps on its instance is swept when that answers".to_owned();
@@ -179,7 +184,7 @@ async fn unbind(held: &Held, environment: &SuspendedEnvironment) -> Result<(), S
     status.tier = Some(Tier::Hot);
     status.bound_lease = None;
     status.last_accident = Some("the job that used it ended without letting go of it".to_owned());
-    write(held, environment, status).await
+    write(held, Point::EnvironmentUnbound, environment, status).await
 }
 
 async fn refreeze(held: &Held, environment: &SuspendedEnvironment) -> Result<(), StepError> {
@@ -193,21 +198,22 @@ async fn refreeze(held: &Held, environment: &SuspendedEnvironment) -> Result<(),
     };
     let job = JobPath { environment: id.clone(), job_id: found.environment.job_id };
     if found.jobs.iter().any(|status| status.record.job_id == job.job_id && status.alive) {
-        link.cancel(&job, false).await?;
+        link.cancel(held.deed(Point::StrayJobStopped).await, &job, false).await?;
     }
-    link.suspend(&job).await?;
+    link.suspend(held.deed(Point::EnvironmentRefrozen).await, &job).await?;
     held.inventories.note(instance, id, Some(HostWord::Asleep));
     Ok(())
 }
 
 async fn write(
     held: &Held,
+    point: Point,
     environment: &SuspendedEnvironment,
     status: SuspendedEnvironmentStatus,
 ) -> Result<(), StepError> {
     let mut next = environment.clone();
     next.status = Some(status);
-    match held.shared.environments.replace_status(&next).await {
+    match held.shared.environments.replace_status(held.deed(point).await, &next).await {
         Ok(_) => Ok(()),
         Err(error) if is_conflict(&error) => Ok(()),
         Err(error) => Err(error.into()),

@@ -27,6 +27,7 @@ use tokio::time::Instant;
 
 use crate::api::job_lease::{JobLeaseStatus, LeasePhase};
 use crate::api::{JobLease, condition};
+use crate::deed::Point;
 use crate::gitlab::client::JobCredentials;
 use crate::gitlab::reason::FailureReason;
 use crate::gitlab::support;
@@ -73,6 +74,9 @@ pub enum DriveError {
     /// The pool's settings are not there yet.
     #[error("the pool's settings are not known yet")]
     NoSettings,
+    /// The lease's environment id is not one.
+    #[error("the environment's key: {0}")]
+    Key(#[from] crate::api::key::KeyError),
     /// The lease is gone from the API server.
     #[error("the lease is gone")]
     Gone,
@@ -126,7 +130,7 @@ async fn attempt(held: &Arc<Held>, lease: Arc<JobLease>) -> Result<(), DriveErro
         Err(error) => return close_without_payload(held, &lease, &error.to_string()).await,
     };
     let conversation =
-        Conversation::new(settings.gitlab.clone(), JobCredentials::of(&job), job.features.clone());
+        Conversation::new(held, settings.gitlab.clone(), JobCredentials::of(&job), job.features.clone());
     let mut driver =
         Driver { held: Arc::clone(held), settings, lease, job, conversation, began: Instant::now() };
     driver.bring_to_end().await
@@ -150,8 +154,10 @@ impl Driver {
     async fn bring_to_end(&mut self) -> Result<(), DriveError> {
         // A text of ours was being written when an earlier holder died: nothing else can come any more.
         if let Some(offset) = self.status().tail_offset {
-            let message = self.status().message.unwrap_or_default();
-            return self.end_with_tail(Some(offset), self.system_or_resume_reason(), &message).await;
+            let JobLeaseStatus { message, failure_reason, .. } = self.status();
+            let reason = failure_reason.as_deref().and_then(FailureReason::named);
+            let reason = reason.unwrap_or(FailureReason::RunnerSystemFailure);
+            return self.end_with_tail(Some(offset), reason, &message.unwrap_or_default()).await;
         }
         if self.lease.place().is_none() {
             if let Some(why) = support::unsupported(&self.job) {
@@ -212,7 +218,7 @@ impl Driver {
                 let text = tail::text(message);
                 let offset = if host_had_log { self.conversation.log_size(&text).await } else { Some(0) };
                 let Some(offset) = offset else { return self.end_gone().await };
-                self.record(&Step::Tail { offset, message: message.to_owned() }).await?;
+                self.record(&Step::Tail { offset, reason, message: message.to_owned() }).await?;
                 offset
             }
         };
@@ -316,14 +322,6 @@ impl Driver {
         JobPath { environment: self.lease.spec.environment_id.clone(), job_id: self.lease.spec.job_id }
     }
 
-    /// The reason for an end without a run: a resume that could not be had has one of its own.
-    fn system_or_resume_reason(&self) -> FailureReason {
-        match self.lease.spec.resume_from {
-            Some(_) if self.lease.place().is_none() => FailureReason::RuntimeEnvironmentUnavailable,
-            Some(_) | None => FailureReason::RunnerSystemFailure,
-        }
-    }
-
     /// Whether somebody deleted the lease: the job is to be stopped.
     fn is_deleted(&self) -> bool {
         self.held
@@ -349,7 +347,7 @@ async fn record_step(held: &Held, lease: &Arc<JobLease>, step: &Step) -> Result<
             current.metadata.generation,
             Timestamp::now(),
         ));
-        match held.shared.leases.replace_status(&next).await {
+        match held.shared.leases.replace_status(held.deed(step.point()).await, &next).await {
             Ok(written) => {
                 held.wake();
                 return Ok(written);
@@ -386,11 +384,14 @@ pub async fn let_go(held: &Held, lease: &JobLease) {
     let result = async {
         // (14), (15): deleted first, the finalizer after, so that a death between them is seen as a deletion.
         if lease.metadata.deletion_timestamp.is_none() {
-            held.shared.leases.delete(lease).await?;
+            held.shared.leases.delete(held.deed(Point::LeaseDeleted).await, lease).await?;
         }
         let current = held.shared.leases.cache.get(&held.namespace, &lease.name_any());
         match current {
-            Some(current) => held.shared.leases.remove_finalizer(&current).await,
+            Some(current) => {
+                let deed = held.deed(Point::LeaseFinalizerRemoved).await;
+                held.shared.leases.remove_finalizer(deed, &current).await
+            }
             None => Ok(()),
         }
     };

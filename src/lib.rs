@@ -15,6 +15,8 @@ pub mod api;
 #[cfg(feature = "operator")]
 pub mod app;
 #[cfg(feature = "operator")]
+pub mod deed;
+#[cfg(feature = "operator")]
 pub mod environment;
 pub mod gitlab;
 #[cfg(feature = "operator")]

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use dormouse::app;
+use dormouse::deed::Point;
 use dormouse::telemetry::{self, LogFormat};
 use dormouse::uninstall::{self, Running, Scope};
 
@@ -30,6 +31,8 @@ enum Command {
     },
     /// Write the API reference as Markdown to standard output.
     ApiReference,
+    /// Print the points at which a test build can be told to die: name, sequence and write, separated by tabs.
+    CrashPoints,
     /// Say whether the operator may be uninstalled: fails while jobs run or environments are kept.
     UninstallCheck(UninstallArguments),
 }
@@ -77,6 +80,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Operator(arguments) => run_operator(arguments)?,
         Command::Crds { output } => write_crds(output)?,
         Command::ApiReference => print!("{}", dormouse::api::reference::markdown()),
+        Command::CrashPoints => print_crash_points(),
         Command::UninstallCheck(arguments) => return check_uninstall(arguments),
     }
     Ok(ExitCode::SUCCESS)
@@ -117,6 +121,12 @@ fn install_tls_provider() -> anyhow::Result<()> {
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))
+}
+
+fn print_crash_points() {
+    for point in Point::ALL {
+        println!("{}\t{}\t{}", point.name(), point.sequence(), point.what());
+    }
 }
 
 fn write_crds(output: Option<PathBuf>) -> anyhow::Result<()> {

@@ -16,6 +16,7 @@ use tracing::Instrument;
 use crate::api::runner_pool::DeletionPolicy;
 use crate::api::{JobLease, RunnerPool, labels};
 use crate::app::Shared;
+use crate::deed::Point;
 use crate::environment;
 use crate::kube_ext::is_conflict;
 use crate::leader::Tenure;
@@ -179,7 +180,9 @@ async fn add_finalizer(held: &Held, pool: &RunnerPool) {
         "finalizers": finalizers,
         "resourceVersion": pool.resource_version(),
     } });
-    if let Err(error) = held.shared.pools.merge(pool, &patch).await {
+    if let Err(error) =
+        held.shared.pools.merge(held.deed(Point::PoolFinalizerAdded).await, pool, &patch).await
+    {
         tracing::warn!(pool = held.name, %error, "the pool's finalizer was not added yet");
     }
 }
@@ -191,7 +194,11 @@ async fn delete(held: &Arc<Held>, pool: &RunnerPool) {
         DeletionPolicy::Release => {
             for environment in &environments {
                 if environment.metadata.deletion_timestamp.is_none()
-                    && let Err(error) = held.shared.environments.delete(environment).await
+                    && let Err(error) = held
+                        .shared
+                        .environments
+                        .delete(held.deed(Point::PoolEnvironmentReleased).await, environment)
+                        .await
                 {
                     tracing::warn!(pool = held.name, %error, "an environment was not released yet");
                 }
@@ -215,7 +222,8 @@ async fn delete(held: &Arc<Held>, pool: &RunnerPool) {
     }
     for lease in held.leases() {
         if lease.metadata.deletion_timestamp.is_none()
-            && let Err(error) = held.shared.leases.delete(&lease).await
+            && let Err(error) =
+                held.shared.leases.delete(held.deed(Point::PoolLeaseDeleted).await, &lease).await
         {
             tracing::warn!(pool = held.name, %error, "a finished lease was not deleted yet");
             return;
@@ -224,12 +232,14 @@ async fn delete(held: &Arc<Held>, pool: &RunnerPool) {
     }
     for host in held.hosts.view() {
         let Some(link) = host.state.link() else { continue };
-        if let Err(error) = link.unclaim().await {
+        if let Err(error) = link.unclaim(held.deed(Point::HostUnclaimed).await).await {
             tracing::warn!(pool = held.name, host = host.name, %error, "the host was not given back yet");
             return;
         }
     }
-    if let Err(error) = held.shared.pools.remove_finalizer(pool).await {
+    if let Err(error) =
+        held.shared.pools.remove_finalizer(held.deed(Point::PoolFinalizerRemoved).await, pool).await
+    {
         tracing::warn!(pool = held.name, %error, "the pool's finalizer was not removed yet");
         return;
     }
@@ -326,7 +336,7 @@ async fn write_status(held: &Held) -> Result<Option<Duration>, kube::Error> {
     *differs_since = None;
     let mut next = pool.as_ref().clone();
     next.status = Some(status);
-    match held.shared.pools.replace_status(&next).await {
+    match held.shared.pools.replace_status(held.deed(Point::PoolStatusWritten).await, &next).await {
         Ok(_) => Ok(None),
         // Somebody changed the pool meanwhile; the next look writes on top of that.
         Err(error) if is_conflict(&error) => {

@@ -20,6 +20,15 @@ pub enum FailureReason {
 }
 
 impl FailureReason {
+    const ALL: [Self; 6] = [
+        Self::ScriptFailure,
+        Self::RunnerSystemFailure,
+        Self::JobExecutionTimeout,
+        Self::RunnerConfigurationError,
+        Self::JobCanceled,
+        Self::RuntimeEnvironmentUnavailable,
+    ];
+
     /// The name on the wire and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -30,6 +39,11 @@ impl FailureReason {
             Self::JobCanceled => "job_canceled",
             Self::RuntimeEnvironmentUnavailable => "runtime_environment_unavailable",
         }
+    }
+
+    /// The reason of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
     }
 
     /// The name to send to a server that lists these reasons. The first three are understood by every server.

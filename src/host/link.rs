@@ -11,10 +11,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::connection::{Connection, SshError, Stream};
 use super::install::Installed;
 use super::quote;
+use crate::deed::{Deed, Point};
 use crate::spool::frame::{Decoder, Frame, FrameError};
 use crate::spool::order::JobOrder;
 use crate::spool::record::EnvironmentRecord;
-use crate::spool::verb::{Answer, Hello, Listed, LogEnd, Refusal};
+use crate::spool::verb::{Answer, Hello, Listed, LogEnd, Refusal, RefusalReason};
 
 /// Time for a verb that answers at once. Removing a large workspace is the slowest of them.
 const VERB_TIMEOUT: Duration = Duration::from_secs(120);
@@ -128,8 +129,12 @@ impl Link {
         caller: Caller,
     ) -> Result<Self, LinkError> {
         let arguments = format!("--pool {} --pool-uid {}", quote(&caller.pool), quote(&caller.pool_uid));
-        let answer = call(&connection, &installed, &caller, "hello", &arguments, Bytes::new()).await?;
-        let Answer::Hello(hello) = answer else { return Err(LinkError::Answer { verb: "hello" }) };
+        // A holder of the past is refused by the host itself, which compares epochs.
+        let deed = Deed::unfenced(Point::HostGreeted);
+        let greeting = call(&connection, &installed, &caller, "hello", &arguments, Bytes::new());
+        let Answer::Hello(hello) = deed.make(greeting, |answer| answer).await? else {
+            return Err(LinkError::Answer { verb: "hello" });
+        };
         Ok(Self { connection, installed, caller, hello: *hello })
     }
 
@@ -159,9 +164,9 @@ impl Link {
     }
 
     /// Starts a job, or attaches to it if it was started before, and streams it.
-    pub async fn start(&self, order: &JobOrder) -> Result<Attached, LinkError> {
+    pub async fn start(&self, deed: Deed, order: &JobOrder) -> Result<Attached, LinkError> {
         let stdin = Bytes::from(serde_json::to_vec(order).map_err(LinkError::Order)?);
-        self.attach_with("start", "", stdin).await
+        deed.make(self.attach_with("start", "", stdin), |attached| attached).await
     }
 
     /// Streams a job from an offset of its log.
@@ -169,57 +174,52 @@ impl Link {
         self.attach_with("attach", &format!("{} --from {from}", job.arguments()), Bytes::new()).await
     }
 
-    /// Appends a line to a job's log, once for an id however often it is called.
-    pub async fn append(&self, job: &JobPath, once: &str, text: &str) -> Result<LogEnd, LinkError> {
-        let arguments = format!("{} --once {}", job.arguments(), quote(once));
-        self.log_verb("append", &arguments, text).await
-    }
-
     /// Appends the last lines and closes the log for good.
-    pub async fn seal(&self, job: &JobPath, text: &str) -> Result<LogEnd, LinkError> {
-        self.log_verb("seal", &job.arguments(), text).await
+    pub async fn seal(&self, deed: Deed, job: &JobPath, text: &str) -> Result<LogEnd, LinkError> {
+        let arguments = job.arguments();
+        let sealing = self.call("seal", &arguments, Bytes::from(text.to_owned()));
+        deed.make(sealing, |answer| match answer? {
+            Answer::Log(end) => Ok(end),
+            _ => Err(LinkError::Answer { verb: "seal" }),
+        })
+        .await
     }
 
     /// Asks a job to stop.
-    pub async fn cancel(&self, job: &JobPath, graceful: bool) -> Result<(), LinkError> {
+    pub async fn cancel(&self, deed: Deed, job: &JobPath, graceful: bool) -> Result<(), LinkError> {
         let flag = if graceful { " --graceful" } else { "" };
-        self.done_verb("cancel", &format!("{}{flag}", job.arguments())).await
+        deed.make(self.done_verb("cancel", format!("{}{flag}", job.arguments())), |done| done).await
     }
 
     /// Freezes an environment whose job has ended and records its context.
-    pub async fn suspend(&self, job: &JobPath) -> Result<EnvironmentRecord, LinkError> {
-        match self.call("suspend", &job.arguments(), Bytes::new()).await? {
+    pub async fn suspend(&self, deed: Deed, job: &JobPath) -> Result<EnvironmentRecord, LinkError> {
+        let arguments = job.arguments();
+        deed.make(self.call("suspend", &arguments, Bytes::new()), |answer| match answer? {
             Answer::Environment(record) => Ok(*record),
             _ => Err(LinkError::Answer { verb: "suspend" }),
-        }
+        })
+        .await
     }
 
     /// Removes an environment: processes, state and, if it was ever suspended, its workspace.
-    pub async fn release(&self, environment: &str, force: bool) -> Result<(), LinkError> {
+    pub async fn release(&self, deed: Deed, environment: &str, force: bool) -> Result<(), LinkError> {
         let flag = if force { " --force" } else { "" };
-        let result = self.done_verb("release", &format!("--environment {}{flag}", quote(environment))).await;
-        match result {
-            Err(LinkError::Refused(Refusal {
-                reason: crate::spool::verb::RefusalReason::NotFound, ..
-            })) => Ok(()),
+        let removal = self.done_verb("release", format!("--environment {}{flag}", quote(environment)));
+        deed.make(removal, |done| match done {
+            Err(LinkError::Refused(Refusal { reason: RefusalReason::NotFound, .. })) => Ok(()),
             other => other,
-        }
+        })
+        .await
     }
 
     /// Gives the host back, so that another pool may claim it.
-    pub async fn unclaim(&self) -> Result<(), LinkError> {
-        self.done_verb("unclaim", &format!("--pool-uid {}", quote(&self.caller.pool_uid))).await
+    pub async fn unclaim(&self, deed: Deed) -> Result<(), LinkError> {
+        let giving_back = self.done_verb("unclaim", format!("--pool-uid {}", quote(&self.caller.pool_uid)));
+        deed.make(giving_back, |done| done).await
     }
 
-    async fn log_verb(&self, verb: &'static str, arguments: &str, text: &str) -> Result<LogEnd, LinkError> {
-        match self.call(verb, arguments, Bytes::from(text.to_owned())).await? {
-            Answer::Log(end) => Ok(end),
-            _ => Err(LinkError::Answer { verb }),
-        }
-    }
-
-    async fn done_verb(&self, verb: &'static str, arguments: &str) -> Result<(), LinkError> {
-        match self.call(verb, arguments, Bytes::new()).await? {
+    async fn done_verb(&self, verb: &'static str, arguments: String) -> Result<(), LinkError> {
+        match self.call(verb, &arguments, Bytes::new()).await? {
             Answer::Done => Ok(()),
             _ => Err(LinkError::Answer { verb }),
         }

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::cache::Cache;
 use super::{is_conflict, is_not_found};
 use crate::api::labels;
+use crate::deed::Deed;
 use crate::telemetry::Metrics;
 
 /// One kind's cache with the means to write it. Cloning shares it.
@@ -58,10 +59,17 @@ where
     ///
     /// # Errors
     /// When the API server refuses or cannot be asked.
-    pub async fn create(&self, namespace: &str, object: &K) -> Result<(Arc<K>, bool), kube::Error> {
+    pub async fn create(
+        &self,
+        deed: Deed,
+        namespace: &str,
+        object: &K,
+    ) -> Result<(Arc<K>, bool), kube::Error> {
         self.metrics.kubernetes_write(self.kind, "create");
-        match self.api(namespace).create(&post_params(), object).await {
-            Ok(created) => Ok((self.cache.record(created), true)),
+        let api = self.api(namespace);
+        let created = deed.make(api.create(&post_params(), object), |answer| self.take(answer)).await;
+        match created {
+            Ok(created) => Ok((created, true)),
             Err(error) if is_conflict(&error) => {
                 let known = self.api(namespace).get(&object.name_any()).await?;
                 Ok((self.cache.record(known), false))
@@ -74,44 +82,54 @@ where
     ///
     /// # Errors
     /// A conflict when it changed since, and when the API server refuses or cannot be asked.
-    pub async fn replace_status(&self, object: &K) -> Result<Arc<K>, kube::Error> {
+    pub async fn replace_status(&self, deed: Deed, object: &K) -> Result<Arc<K>, kube::Error> {
         self.metrics.kubernetes_write(self.kind, "update");
         let namespace = object.namespace().unwrap_or_default();
         let api = self.api(&namespace);
-        let result = api.replace_status(&object.name_any(), &post_params(), object).await;
+        let (name, params) = (object.name_any(), post_params());
+        let result = deed.make(api.replace_status(&name, &params, object), |answer| self.take(answer)).await;
         if result.as_ref().is_err_and(is_conflict) {
             // The next look must see what changed, whether or not the watch has brought it yet.
             self.read(&namespace, &object.name_any()).await?;
         }
-        Ok(self.cache.record(result?))
+        result
     }
 
     /// Merges a patch into an object's metadata or spec.
     ///
     /// # Errors
     /// When the API server refuses or cannot be asked.
-    pub async fn merge(&self, object: &K, patch: &serde_json::Value) -> Result<Arc<K>, kube::Error> {
+    pub async fn merge(
+        &self,
+        deed: Deed,
+        object: &K,
+        patch: &serde_json::Value,
+    ) -> Result<Arc<K>, kube::Error> {
         self.metrics.kubernetes_write(self.kind, "patch");
         let namespace = object.namespace().unwrap_or_default();
-        let patched = self
-            .api(&namespace)
-            .patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(patch))
-            .await?;
-        Ok(self.cache.record(patched))
+        let api = self.api(&namespace);
+        let (name, params, patch) = (object.name_any(), PatchParams::default(), Patch::Merge(patch));
+        deed.make(api.patch(&name, &params, &patch), |answer| self.take(answer)).await
+    }
+
+    /// Takes in what the API server answered to a write.
+    fn take(&self, answer: Result<K, kube::Error>) -> Result<Arc<K>, kube::Error> {
+        answer.map(|object| self.cache.record(object))
     }
 
     /// Deletes an object; one that is gone already is fine.
     ///
     /// # Errors
     /// When the API server refuses or cannot be asked.
-    pub async fn delete(&self, object: &K) -> Result<(), kube::Error> {
+    pub async fn delete(&self, deed: Deed, object: &K) -> Result<(), kube::Error> {
         self.metrics.kubernetes_write(self.kind, "delete");
         let namespace = object.namespace().unwrap_or_default();
         let params = DeleteParams {
             preconditions: Some(Preconditions { uid: object.uid(), resource_version: None }),
             ..DeleteParams::default()
         };
-        match self.api(&namespace).delete(&object.name_any(), &params).await {
+        let (api, name) = (self.api(&namespace), object.name_any());
+        deed.make(api.delete(&name, &params), |answer| match answer {
             Ok(either) => {
                 // An object with a finalizer is answered as it stays; one without is gone.
                 match either.left() {
@@ -127,14 +145,15 @@ where
                 Ok(())
             }
             Err(error) => Err(error),
-        }
+        })
+        .await
     }
 
     /// Removes our finalizer; an object that was waiting for it is gone after that.
     ///
     /// # Errors
     /// When the API server refuses or cannot be asked.
-    pub async fn remove_finalizer(&self, object: &K) -> Result<(), kube::Error> {
+    pub async fn remove_finalizer(&self, deed: Deed, object: &K) -> Result<(), kube::Error> {
         let rest: Vec<&String> =
             object.finalizers().iter().filter(|finalizer| *finalizer != labels::FINALIZER).collect();
         if rest.len() == object.finalizers().len() {
@@ -145,7 +164,7 @@ where
             "uid": object.uid(),
             "resourceVersion": object.resource_version(),
         } });
-        match self.merge(object, &patch).await {
+        match self.merge(deed, object, &patch).await {
             Ok(patched) => {
                 if patched.meta().deletion_timestamp.is_some() && patched.finalizers().is_empty() {
                     self.cache.forget(object);

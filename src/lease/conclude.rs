@@ -5,6 +5,7 @@ use super::stream::Streaming;
 use super::suspend::{self, Suspended};
 use super::{DriveError, Driver, resume, wish};
 use crate::api::suspended_environment::{Phase, object_name};
+use crate::deed::Point;
 use crate::gitlab::reason::FailureReason;
 use crate::host::link::Link;
 use crate::spool::closing;
@@ -61,7 +62,7 @@ pub async fn conclude(
         }
     };
     // (9)
-    link.seal(&driver.path(), &lines).await?;
+    link.seal(driver.held.deed(Point::LogSealed).await, &driver.path(), &lines).await?;
     let kept = kept || driver.lease.spec.resume_from.is_some();
     Ok(Conclusion { ending, environment_key, kept })
 }
@@ -80,11 +81,11 @@ async fn conclude_with(
     ending.message = result.message.clone();
     let resumes = resume::bound(driver).is_some();
     if resumes && result.script == ScriptEnd::NotEnded {
-        link.suspend(&driver.path()).await?;
-        resume::back_to_sleep(driver, &result.message).await?;
+        resume::freeze_again(driver, link, &result.message).await?;
     }
     // (9)
-    link.seal(&driver.path(), &closing::closing_line(result)).await?;
+    let deed = driver.held.deed(Point::LogSealedWithoutSuspend).await;
+    link.seal(deed, &driver.path(), &closing::closing_line(result)).await?;
     Ok(Conclusion { ending, environment_key: None, kept: resumes })
 }
 
@@ -101,8 +102,7 @@ pub async fn conclude_sealed(
     let bound = resume::bound(driver).is_some();
     let script = result.script;
     if bound && script == ScriptEnd::NotEnded {
-        link.suspend(&driver.path()).await?;
-        resume::back_to_sleep(driver, &ending.message).await?;
+        resume::freeze_again(driver, link, &ending.message).await?;
     }
     if result.suspend_due {
         // The log was closed after the suspend, so what became of it stands in the object.
@@ -113,7 +113,7 @@ pub async fn conclude_sealed(
         });
         if asleep {
             let wish = wish::suspension(&driver.settings.spec, &driver.job);
-            let key = wish::tells_key(wish, script).then(|| suspend::key(driver));
+            let key = if wish::tells_key(wish, script) { Some(suspend::key(driver)?) } else { None };
             return Ok(Conclusion { ending, environment_key: key, kept: true });
         }
         if ending.failure.is_none() {

@@ -3,16 +3,19 @@
 //! Everything here may be said again by a next holder. Nothing here gives up on a result: it is told until GitLab
 //! takes it or says that the job is gone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
+use crate::deed::{Deed, Point};
 use crate::gitlab::client::{Client, JobCredentials, JobStatus, JobUpdate, TraceAnswer, UpdateAnswer, Wish};
 use crate::gitlab::reason::FailureReason;
 use crate::gitlab::report::{Form, Next, Report};
 use crate::gitlab::trace::{Resync, Trace};
 use crate::gitlab::wire::ServerFeatures;
+use crate::pool::Held;
 
 /// How often a waiting or silent job is kept alive; GitLab gives a waiting one 120 s.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -28,6 +31,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// The conversation about one job.
 pub struct Conversation {
+    held: Arc<Held>,
     gitlab: Client,
     credentials: JobCredentials,
     features: ServerFeatures,
@@ -95,8 +99,14 @@ pub enum Sent {
 
 impl Conversation {
     /// A conversation that has not begun.
-    pub fn new(gitlab: Client, credentials: JobCredentials, features: ServerFeatures) -> Self {
+    pub fn new(
+        held: &Arc<Held>,
+        gitlab: Client,
+        credentials: JobCredentials,
+        features: ServerFeatures,
+    ) -> Self {
         Self {
+            held: Arc::clone(held),
             gitlab,
             credentials,
             features,
@@ -166,8 +176,9 @@ impl Conversation {
     /// Says that the job runs, until GitLab answers.
     pub async fn confirm(&mut self) -> Confirmation {
         loop {
+            let deed = self.held.deed(Point::RunningTold).await;
             self.spoke_at = Instant::now();
-            match self.update(&JobUpdate::Running).await {
+            match deed.make(self.update(&JobUpdate::Running), |answer| answer).await {
                 UpdateAnswer::Ok(status) => {
                     self.heed(status);
                     return match status.wish {
@@ -207,7 +218,9 @@ impl Conversation {
     pub async fn send(&mut self, trace: &mut Trace) -> Sent {
         let Some((offset, bytes)) = trace.next_patch() else { return Sent::Wish(Wish::GoOn) };
         let bytes = Bytes::copy_from_slice(bytes);
-        let answer = self.gitlab.patch_trace(&self.credentials, offset, bytes).await;
+        // Not fenced: an offset says which bytes these are, whoever sends them.
+        let sending = self.gitlab.patch_trace(&self.credentials, offset, bytes);
+        let answer = Deed::unfenced(Point::LogSent).make(sending, |answer| answer).await;
         self.spoke_at = Instant::now();
         match answer {
             TraceAnswer::Accepted { size, status } | TraceAnswer::Mismatch { size, status } => {
@@ -242,7 +255,9 @@ impl Conversation {
         }
         loop {
             let bytes = Bytes::copy_from_slice(whole_log_if_none.as_bytes());
-            match self.gitlab.patch_trace(&self.credentials, 0, bytes).await {
+            let deed = self.held.deed(Point::TailOffered).await;
+            let offer = self.gitlab.patch_trace(&self.credentials, 0, bytes);
+            match deed.make(offer, |answer| answer).await {
                 TraceAnswer::Mismatch { size, .. } => return Some(size),
                 TraceAnswer::Accepted { size, .. } => {
                     self.log_size = Some(size);
@@ -303,7 +318,8 @@ impl Conversation {
         };
         let update =
             JobUpdate::Final { failure: reason.map(|reason| (reason, exit_code)), log, environment_key };
-        let answer = self.update(&update).await;
+        let deed = self.held.deed(Point::ResultTold).await;
+        let answer = deed.make(self.update(&update), |answer| answer).await;
         match self.report.on(&answer) {
             Next::Repeat { after } => return Some(after),
             Next::ResendLog => self.verdict = Verdict::LogInvalid,

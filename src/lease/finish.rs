@@ -14,6 +14,7 @@ use super::stream::Streaming;
 use super::{DriveError, Driver, resume};
 use crate::api::job_lease::LeasePhase;
 use crate::api::suspended_environment::Phase;
+use crate::deed::Point;
 use crate::gitlab::client::Wish;
 use crate::gitlab::trace::Trace;
 use crate::host::link::{Link, LinkError};
@@ -59,10 +60,11 @@ async fn end_on_host(
 ) -> Result<(), DriveError> {
     if let Some(environment) = resume::bound(driver) {
         // The resumed script came to its end and nothing asked for another sleep: the environment is released.
-        driver.held.shared.environments.delete(&environment).await?;
+        let deed = driver.held.deed(Point::EnvironmentReleased).await;
+        driver.held.shared.environments.delete(deed, &environment).await?;
         let note = format!("released: job {} resumed it and did not suspend it again", driver.job.id);
         driver.held.shared.events.normal(environment.as_ref(), "Released", "Release", note).await;
-        resume::write(driver, &environment, |status| {
+        resume::write(driver, Point::EnvironmentLetGo, &environment, |status| {
             status.bound_lease = None;
             status.phase = Some(Phase::Releasing);
         })
@@ -72,7 +74,8 @@ async fn end_on_host(
     if conclusion.kept {
         return withdraw_canceled(driver).await;
     }
-    match link.release(&driver.lease.spec.environment_id, false).await {
+    let deed = driver.held.deed(Point::HostTidied).await;
+    match link.release(deed, &driver.lease.spec.environment_id, false).await {
         Ok(()) => {}
         // GitLab has the result; what is left on the host is swept, and a new job on the slot sweeps it first.
         Err(error) => {
@@ -88,11 +91,9 @@ async fn withdraw_canceled(driver: &Driver) -> Result<(), DriveError> {
     if !driver.conversation.is_canceled() || driver.lease.spec.resume_from.is_some() {
         return Ok(());
     }
-    let environments = driver.held.environments();
-    let own =
-        environments.into_iter().find(|known| known.spec.environment_id == driver.lease.spec.environment_id);
-    let Some(environment) = own else { return Ok(()) };
-    driver.held.shared.environments.delete(&environment).await?;
+    let Some(environment) = resume::own(driver) else { return Ok(()) };
+    let deed = driver.held.deed(Point::EnvironmentWithdrawn).await;
+    driver.held.shared.environments.delete(deed, &environment).await?;
     let note = format!("released: job {} was canceled while it was being suspended", driver.job.id);
     driver.held.shared.events.normal(environment.as_ref(), "Released", "Release", note).await;
     Ok(())
@@ -156,12 +157,12 @@ pub async fn abandon_on(driver: &mut Driver, link: &Arc<Link>) -> Result<(), Dri
         return driver.close(Step::Reported(conclusion.ending)).await;
     }
     if resume::bound(driver).is_some() {
-        link.suspend(&path).await?;
-        resume::back_to_sleep(driver, "GitLab ended the job").await?;
-    } else if is_kept(driver) {
+        resume::freeze_again(driver, link, "GitLab ended the job").await?;
+    } else if resume::own(driver).is_some_and(|own| own.phase() == Phase::Suspended) {
+        // It was put to sleep already, and no job is bound to it.
         withdraw_canceled(driver).await?;
     } else {
-        link.release(&path.environment, true).await?;
+        link.release(driver.held.deed(Point::UnwantedRemoved).await, &path.environment, true).await?;
     }
     driver.end_gone().await
 }
@@ -171,17 +172,10 @@ fn has_come_to_its_end(record: &JobRecord) -> bool {
     record.sealed && record.result.as_ref().is_some_and(|result| result.script != ScriptEnd::NotEnded)
 }
 
-/// Whether an object keeps the environment although no job is bound to it: it was put to sleep already.
-fn is_kept(driver: &Driver) -> bool {
-    driver.held.environments().iter().any(|known| {
-        known.spec.environment_id == driver.lease.spec.environment_id && known.phase() == Phase::Suspended
-    })
-}
-
 /// Ends the job; answers its record, if it came to an end in time.
 async fn stop_and_wait(driver: &Driver, link: &Link) -> Result<Option<JobRecord>, LinkError> {
     let path = driver.path();
-    link.cancel(&path, false).await?;
+    link.cancel(driver.held.deed(Point::JobStopped).await, &path, false).await?;
     let mut attached = link.attach(&path, 0).await?;
     let deadline = Instant::now() + ABORT_DEADLINE;
     loop {

@@ -16,6 +16,7 @@ use kube::{Api, Resource, ResourceExt};
 use crate::api::job_lease::{JobLease, payload_secret_name};
 use crate::api::labels;
 use crate::app::Shared;
+use crate::deed::{Deed, Point};
 use crate::gitlab::wire::JobPayload;
 use crate::kube_ext::{is_conflict, is_not_found};
 
@@ -95,7 +96,11 @@ pub async fn save(shared: &Shared, lease: &JobLease, parts: &[Vec<u8>]) -> Resul
             ..Secret::default()
         };
         shared.metrics.kubernetes_write("Secret", "create");
-        match api.create(&PostParams::default(), &secret).await {
+        // Not fenced, as its lease is not.
+        let params = PostParams::default();
+        let saved =
+            Deed::unfenced(Point::PayloadSaved).make(api.create(&params, &secret), |saved| saved).await;
+        match saved {
             Ok(_) => {}
             Err(error) if is_conflict(&error) => {}
             Err(error) => return Err(error),
@@ -134,7 +139,10 @@ pub async fn delete(shared: &Shared, lease: &JobLease) -> Result<(), kube::Error
     for index in 0..lease.spec.payload_parts {
         let name = payload_secret_name(&lease.name_any(), index);
         shared.metrics.kubernetes_write("Secret", "delete");
-        match api.delete(&name, &DeleteParams::default()).await {
+        let params = DeleteParams::default();
+        // Not fenced: the lease is over, so whoever deletes it deletes nothing that is needed.
+        let gone = Deed::unfenced(Point::PayloadDeleted).make(api.delete(&name, &params), |gone| gone).await;
+        match gone {
             Ok(_) => {}
             Err(error) if is_not_found(&error) => {}
             Err(error) => return Err(error),

@@ -7,6 +7,7 @@ use crate::api::condition::{
     self, ACCEPTED, FINISHED, Finding, INSTANCE_READY, READY, REPORTED, STARTED, Status,
 };
 use crate::api::job_lease::{JobLeaseStatus, LeasePhase};
+use crate::deed::Point;
 use crate::gitlab::reason::FailureReason;
 use crate::spool::record::JobRecord;
 
@@ -26,7 +27,9 @@ pub enum Step {
     Tail {
         /// Bytes GitLab had.
         offset: u64,
-        /// Why.
+        /// Why, for GitLab.
+        reason: FailureReason,
+        /// Why, for people.
         message: String,
     },
     /// GitLab cannot be told yet.
@@ -50,6 +53,20 @@ pub struct Ending {
     pub started_at: Option<Timestamp>,
     /// When the last stage ended, by the host's clock.
     pub finished_at: Option<Timestamp>,
+}
+
+impl Step {
+    /// The name of the write that records it.
+    pub fn point(&self) -> Point {
+        match self {
+            Self::Assigned { .. } => Point::LeaseAssigned,
+            Self::Running => Point::LeaseRunning,
+            Self::Tail { .. } => Point::TailRecorded,
+            Self::Finalizing(_) => Point::ResultRecorded,
+            Self::Reported(_) => Point::LeaseReported,
+            Self::Failed(_) => Point::LeaseFailed,
+        }
+    }
 }
 
 impl Ending {
@@ -90,9 +107,10 @@ pub fn after(
             status.slot = Some(*slot);
         }
         Step::Running => status.phase = Some(LeasePhase::Running),
-        Step::Tail { offset, message } => {
+        Step::Tail { offset, reason, message } => {
             status.phase = Some(LeasePhase::Finalizing);
             status.tail_offset = Some(*offset);
+            status.failure_reason = Some(reason.as_str().to_owned());
             status.message = Some(message.clone());
         }
         Step::Finalizing(ending) => {

@@ -12,6 +12,7 @@ use super::{DriveError, Driver};
 use crate::api::SuspendedEnvironment;
 use crate::api::runner_pool::SuspensionMode;
 use crate::api::suspended_environment::{BoundLease, Phase, SuspendedEnvironmentStatus, Tier, object_name};
+use crate::deed::Point;
 use crate::environment::check::{self, Refusal, Resumer, Verdict};
 use crate::environment::{self, plan};
 use crate::host::link::{Link, LinkError};
@@ -100,7 +101,8 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
     status.bound_lease = Some(BoundLease { name: driver.lease.name_any(), uid: job.lease_uid });
     describe(driver, &mut next);
     // Only if nobody changed it since it was checked; otherwise it is checked again.
-    Ok(Ok(match held.shared.environments.replace_status(&next).await {
+    let deed = held.deed(Point::EnvironmentBound).await;
+    Ok(Ok(match held.shared.environments.replace_status(deed, &next).await {
         Ok(_) => Look::Bound(slot),
         Err(error) if is_conflict(&error) => Look::Wait("the environment".to_owned()),
         Err(error) => return Err(error.into()),
@@ -124,13 +126,17 @@ fn slot_of(environment: &SuspendedEnvironment) -> Slot {
     Slot { instance: origin.instance.clone(), index: origin.slot }
 }
 
+/// The environment of the lease's own id, bound to it or not.
+pub fn own(driver: &Driver) -> Option<std::sync::Arc<SuspendedEnvironment>> {
+    let held = &driver.held;
+    let name = object_name(&held.name, &driver.lease.spec.environment_id);
+    held.shared.environments.cache.get(&held.namespace, &name)
+}
+
 /// The environment bound to the lease, if there is one.
 pub fn bound(driver: &Driver) -> Option<std::sync::Arc<SuspendedEnvironment>> {
     let uid = driver.lease.uid();
-    let environments = driver.held.environments();
-    environments
-        .into_iter()
-        .find(|known| known.bound_lease().is_some_and(|bound| Some(&bound.uid) == uid.as_ref()))
+    own(driver).filter(|known| known.bound_lease().is_some_and(|bound| Some(&bound.uid) == uid.as_ref()))
 }
 
 /// What the supervisor is told of the environment to wake.
@@ -149,7 +155,7 @@ pub async fn in_use(driver: &Driver) -> Result<(), DriveError> {
     if found.phase() == Phase::InUse {
         return Ok(());
     }
-    write(driver, &found, |status| {
+    write(driver, Point::EnvironmentInUse, &found, |status| {
         status.phase = Some(Phase::InUse);
         status.last_resumed_at = Some(Time(Timestamp::now()));
     })
@@ -163,13 +169,19 @@ pub async fn in_use(driver: &Driver) -> Result<(), DriveError> {
 /// Back to sleep after an end that was not the script's own: an accident never destroys an environment.
 pub async fn back_to_sleep(driver: &Driver, why: &str) -> Result<(), DriveError> {
     let Some(found) = bound(driver) else { return Ok(()) };
-    write(driver, &found, |status| {
+    write(driver, Point::EnvironmentReturned, &found, |status| {
         status.phase = Some(Phase::Suspended);
         status.tier = Some(Tier::Hot);
         status.bound_lease = None;
         status.last_accident = Some(format!("job {}: {why}", driver.job.id));
     })
     .await
+}
+
+/// The same for one whose job may still be awake on its host: frozen first, then written.
+pub async fn freeze_again(driver: &Driver, link: &Link, why: &str) -> Result<(), DriveError> {
+    link.suspend(driver.held.deed(Point::EnvironmentFrozenAgain).await, &driver.path()).await?;
+    back_to_sleep(driver, why).await
 }
 
 /// A lease that closes lets go of whatever it is still bound to.
@@ -185,6 +197,7 @@ pub async fn let_go(driver: &Driver) -> Result<(), DriveError> {
 /// that is gone meanwhile needs no status.
 pub async fn write(
     driver: &Driver,
+    point: Point,
     environment: &SuspendedEnvironment,
     change: impl Fn(&mut SuspendedEnvironmentStatus),
 ) -> Result<(), DriveError> {
@@ -195,7 +208,7 @@ pub async fn write(
         let mut next = current.as_ref().clone();
         change(next.status.get_or_insert_default());
         describe(driver, &mut next);
-        match store.replace_status(&next).await {
+        match store.replace_status(driver.held.deed(point).await, &next).await {
             Ok(_) => return Ok(()),
             Err(error) if is_not_found(&error) => return Ok(()),
             // The cache holds the newer version now.

@@ -15,6 +15,7 @@ use super::record::Step;
 use super::stream::{Streamed, Streaming, stream};
 use super::{DriveError, Driver, resume, suspend, wish};
 use crate::api::job_lease::LeasePhase;
+use crate::deed::Point;
 use crate::gitlab::reason::FailureReason;
 use crate::gitlab::trace::Trace;
 use crate::host::link::{Attached, Link, LinkError};
@@ -136,7 +137,7 @@ async fn attach(driver: &mut Driver, link: &Arc<Link>, from: u64) -> Result<Atta
     } else {
         let order = build_order(driver, link);
         // (6)
-        link.start(&order).await
+        link.start(driver.held.deed(Point::JobStarted).await, &order).await
     };
     let attached = match result {
         Ok(attached) => attached,

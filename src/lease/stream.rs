@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::conclude::Conclusion;
 use super::conversation::Sent;
 use super::{DriveError, Driver};
+use crate::deed::{Deed, Point};
 use crate::gitlab::client::Wish;
 use crate::gitlab::trace::Trace;
 use crate::host::link::{Attached, Link};
@@ -142,7 +143,9 @@ async fn heed(driver: &Driver, link: &Link, streaming: &mut Streaming, wish: Wis
 
 /// Tells the supervisor to stop the job. If that cannot be said now, the next sign of life says it again.
 async fn stop(link: &Link, driver: &Driver, graceful: bool) {
-    if let Err(error) = link.cancel(&driver.path(), graceful).await {
+    // Not fenced by the tenure but by the host: a wish of GitLab is carried out by whoever streams.
+    let deed = Deed::unfenced(Point::JobCanceled);
+    if let Err(error) = link.cancel(deed, &driver.path(), graceful).await {
         tracing::warn!(%error, "the job was not told to stop");
     }
 }

@@ -18,11 +18,12 @@ use serde_json::json;
 use super::wish::SuspensionWish;
 use super::{DriveError, Driver, resume};
 use crate::api::duration::Duration;
-use crate::api::key::{EnvironmentId, EnvironmentKey};
+use crate::api::key::{EnvironmentKey, KeyError};
 use crate::api::suspended_environment::{
     Origin, Phase, ScriptOutcome, SuspendedEnvironmentSpec, Tier, object_name,
 };
 use crate::api::{SuspendedEnvironment, labels};
+use crate::deed::Point;
 use crate::environment::limits::{self, Limits, OverLimit, Population};
 use crate::environment::plan::HostWord;
 use crate::host::link::Link;
@@ -84,7 +85,7 @@ pub async fn suspend(driver: &Driver, link: &Link, record: &JobRecord) -> Result
         }
     };
     // (8b)
-    let kept = match link.suspend(&driver.path()).await {
+    let kept = match link.suspend(driver.held.deed(Point::EnvironmentFrozen).await, &driver.path()).await {
         Ok(kept) => kept,
         Err(error) if error.is_lost() => return Err(error.into()),
         Err(error) => return abandon(driver, &environment, &error.to_string()).await.map(Suspended::Failed),
@@ -92,7 +93,7 @@ pub async fn suspend(driver: &Driver, link: &Link, record: &JobRecord) -> Result
     let instance = &environment.spec.origin.instance;
     driver.held.inventories.note(instance, &environment.spec.environment_id, Some(HostWord::Asleep));
     // (8c)
-    let key = key(driver);
+    let key = key(driver)?;
     write_asleep(driver, &environment, &kept, &key).await?;
     driver.held.shared.metrics.suspended(&driver.held.name, began.elapsed());
     let note = format!("suspended by job {} on {instance}", driver.job.id);
@@ -121,7 +122,8 @@ async fn reserve(
         }
         let (expires_at, not_after) = times(driver);
         let patch = json!({ "spec": { "expiresAt": expires_at, "notAfter": not_after } });
-        return Ok(Ok(held.shared.environments.merge(&known, &patch).await?));
+        let deed = held.deed(Point::EnvironmentRestamped).await;
+        return Ok(Ok(held.shared.environments.merge(deed, &known, &patch).await?));
     }
     if driver.lease.spec.resume_from.is_some() {
         return Ok(Err(Suspended::Deleted));
@@ -134,7 +136,8 @@ async fn reserve(
         return Ok(Err(Suspended::Failed("the host has no record of the environment".to_owned())));
     };
     let wanted = object(driver, record, &name, workspace);
-    match held.shared.environments.create(&held.namespace, &wanted).await {
+    let deed = held.deed(Point::EnvironmentCreated).await;
+    match held.shared.environments.create(deed, &held.namespace, &wanted).await {
         Ok((created, _)) => Ok(Ok(created)),
         Err(error) if is_refusal(&error) => Ok(Err(Suspended::Failed(error.to_string()))),
         Err(error) => Err(error.into()),
@@ -222,7 +225,7 @@ async fn write_asleep(
         return Ok(());
     }
     let suspended_at = Time(Timestamp::now());
-    resume::write(driver, environment, |status| {
+    resume::write(driver, Point::EnvironmentAsleep, environment, |status| {
         status.revision += u32::from(status.bound_lease.take().is_some());
         status.phase = Some(Phase::Suspended);
         status.tier = Some(Tier::Hot);
@@ -246,17 +249,16 @@ async fn abandon(
     driver.held.shared.metrics.environment(&driver.held.name, EnvironmentOutcome::SuspendFailed);
     driver.held.shared.events.warning(environment, "SuspendFailed", "Suspend", why.to_owned()).await;
     if driver.lease.spec.resume_from.is_none() {
-        driver.held.shared.environments.delete(environment).await?;
+        let deed = driver.held.deed(Point::SuspendWithdrawn).await;
+        driver.held.shared.environments.delete(deed, environment).await?;
     }
     Ok(why.to_owned())
 }
 
 /// The environment's key.
-pub fn key(driver: &Driver) -> String {
+pub fn key(driver: &Driver) -> Result<String, KeyError> {
     let identity = &driver.settings.identity;
-    // The id was minted or checked at intake; the schema of the lease guarantees its form.
-    let environment =
-        driver.lease.spec.environment_id.parse().unwrap_or_else(|_| EnvironmentId::from_random([0; 16]));
-    EnvironmentKey { runner_id: identity.runner_id, system_id: identity.system_id.clone(), environment }
-        .to_string()
+    let environment = driver.lease.spec.environment_id.parse()?;
+    Ok(EnvironmentKey { runner_id: identity.runner_id, system_id: identity.system_id.clone(), environment }
+        .to_string())
 }

@@ -17,6 +17,7 @@ use super::slots::{Claimant, Instance, Sleeper, Slot, View};
 use crate::api::runner_pool::HostStatus;
 use crate::api::{JobLease, RunnerPool, SuspendedEnvironment};
 use crate::app::Shared;
+use crate::deed::{Deed, Point};
 use crate::host::keeper::{HostState, RecordKey};
 use crate::host::link::Caller;
 use crate::kube_ext::is_conflict;
@@ -147,6 +148,11 @@ impl Held {
     /// The holder's epoch.
     pub fn epoch(&self) -> u64 {
         self.tenure.epoch()
+    }
+
+    /// The right to make a durable write: waits until the holder may act.
+    pub async fn deed(&self, point: Point) -> Deed {
+        Deed::permitted(&self.tenure, point).await
     }
 
     /// Leases of this pool.
@@ -321,7 +327,8 @@ impl RecordKey for KeyRecorder {
             if !super::status::record_key(&mut status.hosts, host, address, &key)? {
                 return Ok(());
             }
-            match self.held.shared.pools.replace_status(&next).await {
+            let deed = self.held.deed(Point::HostKeyRecorded).await;
+            match self.held.shared.pools.replace_status(deed, &next).await {
                 Ok(_) => {
                     let note = format!("recorded the host key of {host} at the first connection: {key}");
                     self.held.shared.events.normal(pool.as_ref(), "HostKeyRecorded", "Connect", note).await;

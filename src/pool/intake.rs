@@ -21,6 +21,7 @@ use crate::api::job_lease::{self, JobLease, JobLeaseSpec};
 use crate::api::key::{EnvironmentId, EnvironmentKey};
 use crate::api::labels;
 use crate::api::runner_pool::Mode;
+use crate::deed::{Deed, Point};
 use crate::gitlab::client::{JobCredentials, RequestAnswer};
 use crate::gitlab::wire::JobPayload;
 use crate::kube_ext::is_refusal;
@@ -185,8 +186,10 @@ async fn accept(held: &Arc<Held>, settings: &Settings, job: &JobPayload, raw: &[
 }
 
 async fn write(held: &Held, lease: &JobLease, parts: &[Vec<u8>]) -> Result<(), kube::Error> {
+    // Not fenced: GitLab gave the job to this process, whoever holds the pool by now; the holder finds its lease.
     // (1)
-    let (written, _) = held.shared.leases.create(&held.namespace, lease).await?;
+    let deed = Deed::unfenced(Point::LeaseCreated);
+    let (written, _) = held.shared.leases.create(deed, &held.namespace, lease).await?;
     // (2)
     payload::save(&held.shared, &written, parts).await
 }
