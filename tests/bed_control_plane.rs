@@ -119,3 +119,25 @@ async fn servers_die_with_a_program_that_is_killed() -> Result<()> {
     })
     .await
 }
+
+#[tokio::test]
+async fn a_restored_snapshot_takes_everything_back() -> Result<()> {
+    let scratch = Scratch::new("restore")?;
+    let plane = ControlPlane::start(scratch.path(), Options::default()).await?;
+    let names = async || {
+        plane
+            .kubectl(&["get", "configmaps", "--field-selector=metadata.name!=kube-root-ca.crt", "-o", "name"])
+            .await
+    };
+    plane.kubectl(&["create", "configmap", "before"]).await?;
+    let snapshot = plane.snapshot(&scratch.path().join("snapshot")).await?;
+    plane.kubectl(&["create", "configmap", "after"]).await?;
+    ensure!(names().await? == "configmap/after\nconfigmap/before\n");
+    // More than once, and from the same snapshot.
+    for _ in 0..2 {
+        plane.restore(&snapshot).await?;
+        ensure!(names().await? == "configmap/before\n", "it holds {}", names().await?);
+        plane.kubectl(&["create", "configmap", "again"]).await?;
+    }
+    plane.stop().await
+}

@@ -254,3 +254,62 @@ fn processes_in(space: &str) -> Result<usize> {
     }
     Ok(found)
 }
+
+#[tokio::test]
+async fn a_slow_line_is_slow_and_loses_nothing() -> Result<()> {
+    let scratch = Scratch::new("slow")?;
+    let hosts = Hosts::new(scratch.path()).await?;
+    let host = hosts.boot("one", HostSpec::default()).await?;
+    let fetch = async || {
+        let begun = Instant::now();
+        anyhow::Ok((said(&host, "head -c 400000 /dev/zero | tr '\\0' x").await?.len(), begun.elapsed()))
+    };
+    let (fast, soon) = fetch().await?;
+    host.cut(Line::Slow { bytes_per_second: 200_000, latency: Duration::from_millis(10) }).await?;
+    let (slow, late) = fetch().await?;
+    ensure!((fast, slow) == (400_000, 400_000), "{fast} and {slow} bytes");
+    ensure!(late > Duration::from_secs(2) && late > 2 * soon, "{soon:?}, then {late:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn connections_end_by_a_reset_by_their_processes_death_and_by_a_new_sshd() -> Result<()> {
+    let scratch = Scratch::new("sessions")?;
+    let Some(hosts) = isolated(&scratch).await? else { return Ok(()) };
+    let host = hosts.boot("one", HostSpec::default()).await?;
+    let mut session = Session::open(&host).await?;
+    host.reset_connections().await?;
+    ensure!(session.client.wait().await?.code() == Some(255));
+
+    let mut session = Session::open(&host).await?;
+    host.kill_sessions().await?;
+    ensure!(session.client.wait().await?.code() == Some(255));
+
+    let mut session = Session::open(&host).await?;
+    host.restart_sshd(&HostSpec { max_sessions: 1, ..HostSpec::default() }).await?;
+    session.input.write_all(b"over\n").await?;
+    ensure!(session.lines.next_line().await?.as_deref() == Some("over"), "the old session did not go on");
+    ensure!(host.exec_root("sshd -T -f /etc/ssh/bed_sshd_config").await?.contains("maxsessions 1\n"));
+    said(&host, "true").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_folder_of_a_host_fills_up_and_refuses_writes() -> Result<()> {
+    let scratch = Scratch::new("room")?;
+    let Some(hosts) = isolated(&scratch).await? else { return Ok(()) };
+    let host = hosts.boot("one", HostSpec::default()).await?;
+    said(&host, "mkdir -m 700 /srv/state; echo before >/srv/state/file").await?;
+    host.limit("/srv/state", 1).await?;
+    ensure!(said(&host, "cat /srv/state/file; stat -c %a /srv/state").await? == "before\n700");
+    host.fill("/srv/state").await?;
+    ensure!(said(&host, "echo more >>/srv/state/other").await.is_err(), "there is room left");
+    host.make_room("/srv/state").await?;
+    said(&host, "echo more >>/srv/state/other").await?;
+
+    host.forbid_writes("/root").await?;
+    ensure!(said(&host, "touch /root/file").await.is_err(), "it can be written to");
+    host.allow_writes("/root").await?;
+    said(&host, "touch /root/file").await?;
+    Ok(())
+}

@@ -74,6 +74,13 @@ pub struct ControlPlane {
     probe: reqwest::Client,
     client: Client,
     audit_log: PathBuf,
+    /// Where etcd keeps its data.
+    data: PathBuf,
+}
+
+/// What etcd held at one moment.
+pub struct Snapshot {
+    folder: PathBuf,
 }
 
 impl ControlPlane {
@@ -110,6 +117,7 @@ impl ControlPlane {
             endpoint,
             client: Client::new(&programs, &files.kubeconfig, dir)?,
             audit_log: files.audit_log.clone(),
+            data: dir.join("etcd"),
         };
         plane.until_ready().await?;
         if options.controller_manager {
@@ -178,6 +186,32 @@ impl ControlPlane {
         self.until_ready().await
     }
 
+    /// Keeps what etcd holds now, in a folder that must not exist yet. Clients notice nothing.
+    pub async fn snapshot(&self, folder: &Path) -> Result<Snapshot> {
+        // Frozen, its files are what its death at this moment would leave, which it can always begin from.
+        self.etcd.freeze()?;
+        let copied = copy(&self.data, folder).await;
+        self.etcd.thaw()?;
+        copied?;
+        Ok(Snapshot { folder: folder.to_owned() })
+    }
+
+    /// Takes everything back to a snapshot, as a restored backup: what was written since was never written, and
+    /// resource versions are given a second time. Everybody's connections break.
+    pub async fn restore(&self, snapshot: &Snapshot) -> Result<()> {
+        let servers = [self.controller_manager.as_ref(), Some(&self.api_server), Some(&self.etcd)];
+        for server in servers.into_iter().flatten() {
+            server.kill()?;
+        }
+        fs::remove_dir_all(&self.data)?;
+        copy(&snapshot.folder, &self.data).await?;
+        // Clients come after what they are connected to.
+        for server in servers.into_iter().rev().flatten() {
+            server.start_again()?;
+        }
+        self.until_ready().await
+    }
+
     /// Waits until the API server calls itself ready, its database included.
     pub async fn until_ready(&self) -> Result<()> {
         wait::until("kube-apiserver is ready", READY, async || {
@@ -220,6 +254,12 @@ impl ControlPlane {
         })
         .await
     }
+}
+
+async fn copy(from: &Path, to: &Path) -> Result<()> {
+    let output = tokio::process::Command::new("cp").arg("-a").arg(from).arg(to).output().await?;
+    ensure!(output.status.success(), "cp failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 /// What the servers read, and where they write.

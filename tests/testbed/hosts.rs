@@ -17,19 +17,19 @@ use anyhow::{Context, Result, anyhow, ensure};
 use tokio::process::Command;
 use tokio::runtime::Runtime;
 
+pub use super::proxy::Line;
+use super::proxy::Proxy;
 use super::{process, tools, wait};
 
 mod addresses;
 mod cgroup;
 mod disk;
-mod link;
+mod room;
 mod sshd;
 
 use addresses::Subnet;
 use cgroup::Cgroup;
 use disk::Disk;
-pub use link::Line;
-use link::Link;
 
 /// A boot takes about 0.2 s on an idle machine.
 const BOOT: Duration = Duration::from_secs(20);
@@ -51,7 +51,7 @@ struct Bed {
     sshd: PathBuf,
     /// None without root.
     cgroup: Option<Cgroup>,
-    /// Runs the links; taken when dropped.
+    /// Runs the network paths, so that a test that blocks its threads does not cut its hosts off; taken when dropped.
     runtime: Option<Runtime>,
 }
 
@@ -97,7 +97,7 @@ impl Hosts {
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
-            .thread_name("links")
+            .thread_name("paths")
             .enable_all()
             .build()?;
         let bed = Bed {
@@ -130,7 +130,12 @@ impl Hosts {
 
     /// Boots usual hosts of these names, all at once.
     pub async fn boot_all(&self, names: &[&str]) -> Result<Vec<Host>> {
-        futures::future::try_join_all(names.iter().map(|name| self.boot(name, HostSpec::default()))).await
+        self.boot_alike(names, &HostSpec::default()).await
+    }
+
+    /// Boots hosts of these names that all differ from the usual in the same way.
+    pub async fn boot_alike(&self, names: &[&str], spec: &HostSpec) -> Result<Vec<Host>> {
+        futures::future::try_join_all(names.iter().map(|name| self.boot(name, spec.clone()))).await
     }
 }
 
@@ -142,7 +147,7 @@ pub struct Host {
     /// Where its sshd really listens.
     behind: SocketAddr,
     dir: PathBuf,
-    link: Link,
+    path: Proxy,
     /// None without root; made anew with each boot, so that nothing of the last one is left in it.
     disk: Option<Disk>,
     /// Taken for the length of a system call, never across an await.
@@ -181,9 +186,9 @@ impl Host {
         let address = SocketAddr::from((addresses.public, port));
         let behind = SocketAddr::from((addresses.behind, port));
         let runtime = bed.runtime.as_ref().context("the bed is being taken down")?;
-        let link = Link::new(runtime.handle(), address, behind);
+        let path = Proxy::new(runtime.handle(), address, behind);
         let host =
-            Self { bed, name: name.to_owned(), address, behind, dir, link, disk, running: Mutex::new(None) };
+            Self { bed, name: name.to_owned(), address, behind, dir, path, disk, running: Mutex::new(None) };
         host.write_sshd_files(&spec).await?;
         Ok(host)
     }
@@ -303,12 +308,12 @@ impl Host {
             running.init = first_child(running.child.id())?;
         }
         *self.running() = Some(running);
-        self.link.set(Line::Up).await
+        self.path.set(Line::Up).await
     }
 
     /// Pulls the plug: processes are gone, connections reset, the disk stays.
     pub async fn stop(&self) -> Result<()> {
-        self.link.set(Line::Refused).await?;
+        self.path.set(Line::Refused).await?;
         let Some(running) = self.running().take() else { return Ok(()) };
         if let Some(cgroup) = &running.cgroup {
             cgroup.kill().await?;
@@ -332,14 +337,20 @@ impl Host {
         self.cgroup()?.thaw().await
     }
 
-    /// Takes its network away: [`Line::Silent`] hangs connections until [`Host::heal`], [`Line::Refused`] breaks them.
+    /// Changes its network: [`Line::Silent`] hangs connections until [`Host::heal`] (a new one never sees a banner),
+    /// [`Line::Refused`] breaks them, [`Line::Slow`] makes them crawl.
     pub async fn cut(&self, line: Line) -> Result<()> {
-        self.link.set(line).await
+        self.path.set(line).await
+    }
+
+    /// Resets every connection to it once, as a router that forgets them.
+    pub async fn reset_connections(&self) -> Result<()> {
+        self.path.reset().await
     }
 
     /// Gives its network back.
     pub async fn heal(&self) -> Result<()> {
-        self.link.set(Line::Up).await
+        self.path.set(Line::Up).await
     }
 
     /// Replaces its host key, as a reinstalled machine at the same address; sessions go on.
@@ -348,10 +359,7 @@ impl Host {
         fs::remove_file(&key)?;
         fs::remove_file(key.with_extension("pub"))?;
         sshd::generate_key(&key, &self.name).await?;
-        if let Some(running) = self.running().as_ref() {
-            let init = rustix::process::Pid::from_raw(i32::try_from(running.init)?).context("process 0")?;
-            rustix::process::kill_process(init, rustix::process::Signal::HUP)?;
-        }
+        self.reload_sshd()?;
         let key = self.host_key()?;
         wait::until("sshd has read its new key", BOOT, async || {
             let mut scan = Command::new("ssh-keyscan");
@@ -360,6 +368,30 @@ impl Host {
             Ok(String::from_utf8(run(&mut scan).await?.stdout)?.contains(&key).then_some(()))
         })
         .await
+    }
+
+    /// Lets its sshd begin anew with these settings, as after an edit of its configuration; sessions go on, and new
+    /// ones are served by the new one.
+    pub async fn restart_sshd(&self, spec: &HostSpec) -> Result<()> {
+        self.write_sshd_config(spec)?;
+        self.reload_sshd()?;
+        wait::until("sshd is back", BOOT, async || sshd::greets(self.behind).await).await
+    }
+
+    /// Kills every process of sshd that serves a connection; what was started through it lives or dies by itself.
+    pub async fn kill_sessions(&self) -> Result<()> {
+        // The listener is process 1 of the host; all others of that name belong to connections.
+        self.exec_root("for id in $(pgrep -x 'sshd|sshd-session'); do [ $id = 1 ] || kill -KILL $id; done")
+            .await
+            .map(|_| ())
+    }
+
+    fn reload_sshd(&self) -> Result<()> {
+        if let Some(running) = self.running().as_ref() {
+            let init = rustix::process::Pid::from_raw(i32::try_from(running.init)?).context("process 0")?;
+            rustix::process::kill_process(init, rustix::process::Signal::HUP)?;
+        }
+        Ok(())
     }
 
     /// Deletes a program from its disk for good. Without bash the accounts get `sh` as their login shell.
@@ -388,8 +420,11 @@ impl Host {
     async fn write_sshd_files(&self, spec: &HostSpec) -> Result<()> {
         let key = self.file(disk::HOST_KEY)?;
         sshd::generate_key(&key, &self.name).await?;
-        let keys = self.file(disk::AUTHORIZED_KEYS)?;
-        fs::copy(self.bed.client_key.with_extension("pub"), &keys)?;
+        fs::copy(self.bed.client_key.with_extension("pub"), self.file(disk::AUTHORIZED_KEYS)?)?;
+        self.write_sshd_config(spec)
+    }
+
+    fn write_sshd_config(&self, spec: &HostSpec) -> Result<()> {
         // Paths as the host sees them.
         let inside = |name: &str, outside: &Path| match self.disk {
             Some(_) => Path::new("/").join(name),
@@ -397,8 +432,8 @@ impl Host {
         };
         let config = sshd::config(
             self.behind,
-            &inside(disk::HOST_KEY, &key),
-            &inside(disk::AUTHORIZED_KEYS, &keys),
+            &inside(disk::HOST_KEY, &self.file(disk::HOST_KEY)?),
+            &inside(disk::AUTHORIZED_KEYS, &self.file(disk::AUTHORIZED_KEYS)?),
             self.disk.is_some(),
             spec,
         );

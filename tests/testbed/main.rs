@@ -11,6 +11,7 @@ mod hosts;
 mod operator;
 mod ports;
 mod process;
+mod proxy;
 mod scratch;
 mod stage;
 mod tools;

@@ -1,6 +1,7 @@
 //! The operator as a process, with the rights of the chart's own service account.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -24,6 +25,14 @@ pub struct Operator {
 impl Operator {
     /// Starts an operator for one namespace and waits until it is ready.
     pub async fn start(name: &str, kubeconfig: &Path, namespace: &str, logs: &Path) -> Result<Self> {
+        let operator = Self::new(name, kubeconfig, namespace, logs).await?;
+        operator.start_again().await?;
+        Ok(operator)
+    }
+
+    /// An operator that is not started yet: [`Operator::set_variable`] first, then [`Operator::launch`] for one that
+    /// may die before it is ready, or [`Operator::start_again`].
+    pub async fn new(name: &str, kubeconfig: &Path, namespace: &str, logs: &Path) -> Result<Self> {
         let admin = format!("127.0.0.1:{}", ports::free_port()?);
         let supervisors = supervisor_folder().await?;
         let args = [
@@ -37,10 +46,25 @@ impl Operator {
             "--log-format=pretty".to_owned(),
             format!("--log={}", std::env::var("DORMOUSE_TEST_LOG").unwrap_or_else(|_| "info".to_owned())),
         ];
-        let server = Server::start(name, Path::new("/usr/bin/env"), args, logs)?;
-        let operator = Self { server, admin };
-        operator.until_ready().await?;
-        Ok(operator)
+        Ok(Self { server: Server::new(name, Path::new("/usr/bin/env"), args, logs), admin })
+    }
+
+    /// Sets a variable of its environment from its next start on, for instance `DORMOUSE_CLOCK_OFFSET_SECONDS`;
+    /// `None` takes it away again.
+    pub fn set_variable(&self, name: &str, value: Option<&str>) {
+        self.server.set_variable(name, value);
+    }
+
+    /// Starts it and waits for nothing.
+    pub fn launch(&self) -> Result<()> {
+        self.server.start_again()
+    }
+
+    /// Waits until it has ended by itself, by a signal of its own or not; [`Operator::start_again`] may follow.
+    pub async fn until_ended(&self, limit: Duration) -> Result<ExitStatus> {
+        until("the operator ends", limit, async || self.server.ended())
+            .await
+            .with_context(|| format!("it said:\n{}", self.log_tail()))
     }
 
     /// Waits until it says that it is ready.
@@ -96,6 +120,11 @@ impl Operator {
     /// Its process id.
     pub fn pid(&self) -> Option<u32> {
         self.server.pid()
+    }
+
+    /// All of its log, from every start.
+    pub fn log(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&std::fs::read(self.server.log())?).into_owned())
     }
 
     /// The end of its log.

@@ -4,6 +4,7 @@
 //! no code of ours runs any more. The kernel sends that signal when the *thread* that forked ends, so one thread that
 //! lives as long as the process does all forking. Ends processes by id, never by name.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
@@ -58,6 +59,8 @@ pub struct Server {
     name: String,
     program: PathBuf,
     args: Vec<OsString>,
+    /// What differs in its environment from ours; read when it is started.
+    environment: Mutex<BTreeMap<String, String>>,
     log: PathBuf,
     /// Taken for the length of a system call, never across an await.
     child: Mutex<Option<Child>>,
@@ -71,15 +74,35 @@ impl Server {
         args: impl IntoIterator<Item = A>,
         logs: &Path,
     ) -> Result<Self> {
-        let server = Self {
+        let server = Self::new(name, program, args, logs);
+        server.start_again()?;
+        Ok(server)
+    }
+
+    /// The same, not started yet.
+    pub fn new<A: Into<OsString>>(
+        name: &str,
+        program: &Path,
+        args: impl IntoIterator<Item = A>,
+        logs: &Path,
+    ) -> Self {
+        Self {
             name: name.to_owned(),
             program: program.to_owned(),
             args: args.into_iter().map(Into::into).collect(),
+            environment: Mutex::default(),
             log: logs.join(format!("{name}.log")),
             child: Mutex::new(None),
-        };
-        server.start_again()?;
-        Ok(server)
+        }
+    }
+
+    /// Sets a variable of its environment from its next start on; `None` takes it away again.
+    pub fn set_variable(&self, name: &str, value: Option<&str>) {
+        let mut environment = self.environment.lock().unwrap_or_else(PoisonError::into_inner);
+        match value {
+            Some(value) => drop(environment.insert(name.to_owned(), value.to_owned())),
+            None => drop(environment.remove(name)),
+        }
     }
 
     /// Starts it once more after it has ended.
@@ -93,6 +116,7 @@ impl Server {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let mut command = bound_command(&self.program);
         command.args(&self.args).process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.envs(self.environment.lock().unwrap_or_else(PoisonError::into_inner).iter());
         *child = Some(spawn(command)?);
         Ok(())
     }
@@ -116,6 +140,16 @@ impl Server {
                 self.log_tail()
             ))),
         }
+    }
+
+    /// How it ended by itself; None while it runs.
+    pub fn ended(&self) -> Result<Option<ExitStatus>> {
+        Ok(self.child().as_mut().map_or(Ok(None), Child::try_wait)?)
+    }
+
+    /// Where what it writes goes.
+    pub fn log(&self) -> &Path {
+        &self.log
     }
 
     /// The end of what it has written.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::indexing_slicing, reason = "what a JSON value does not have is null, not a panic")]
 
+use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,8 +15,9 @@ use tokio::sync::OnceCell;
 
 use super::control_plane::{ControlPlane, Options as ControlPlaneOptions};
 use super::gitlab::{GitLab, JobId, JobSpec, JobView, Options as GitLabOptions, Runner};
-use super::hosts::{Host, Hosts};
+use super::hosts::{Host, HostSpec, Hosts};
 use super::operator::Operator;
+use super::proxy::Proxy;
 use super::scratch::Scratch;
 use super::wait::until;
 
@@ -55,6 +58,13 @@ impl Cluster {
         Ok(self)
     }
 
+    /// One for a test that freezes, kills or rolls back parts of it, with our chart installed.
+    pub async fn own(name: &str) -> Result<Arc<Self>> {
+        let scratch = Scratch::new(name)?;
+        let control_plane = ControlPlane::start(scratch.path(), ControlPlaneOptions::default()).await?;
+        Ok(Arc::new(Self::new(control_plane, scratch).install_chart().await?))
+    }
+
     /// What operators connect with.
     pub fn operator_kubeconfig(&self) -> &Path {
         self.account.as_deref().unwrap_or_else(|| self.control_plane.kubeconfig())
@@ -64,20 +74,18 @@ impl Cluster {
 /// The control plane all tests of one process share, with our chart installed. It ends with the process.
 pub async fn cluster() -> Result<Arc<Cluster>> {
     static CLUSTER: OnceCell<Arc<Cluster>> = OnceCell::const_new();
-    CLUSTER
-        .get_or_try_init(|| async {
-            let scratch = Scratch::new("cluster")?;
-            let control_plane = ControlPlane::start(scratch.path(), ControlPlaneOptions::default()).await?;
-            Ok(Arc::new(Cluster::new(control_plane, scratch).install_chart().await?))
-        })
-        .await
-        .cloned()
+    CLUSTER.get_or_try_init(|| Cluster::own("cluster")).await.cloned()
 }
 
 /// What a stage is made of.
 pub struct Setting {
     /// Names of the hosts.
     pub hosts: Vec<&'static str>,
+    /// How all of them differ from the usual.
+    pub host: HostSpec,
+    /// Operators reach GitLab and the API server over paths that can fail, [`Stage::paths`]. That leaves every other
+    /// test of the shared control plane alone.
+    pub with_paths: bool,
     /// Merged into the pool's spec.
     pub pool: Value,
     /// The GitLab.
@@ -97,12 +105,20 @@ impl Setting {
         self.hosts = names.to_vec();
         self
     }
+
+    /// The same with paths that can fail.
+    pub fn paths(mut self) -> Self {
+        self.with_paths = true;
+        self
+    }
 }
 
 impl Default for Setting {
     fn default() -> Self {
         Self {
             hosts: vec!["alder"],
+            host: HostSpec::default(),
+            with_paths: false,
             pool: json!({}),
             gitlab: GitLabOptions { hold: Duration::from_secs(20), ..GitLabOptions::default() },
         }
@@ -125,7 +141,34 @@ pub struct Stage {
     pub hosts: Vec<Host>,
     /// The operator, unless it was not started.
     pub operator: Option<Operator>,
+    /// The operators' ways to GitLab and the API server, where the setting asks for them.
+    pub paths: Option<Paths>,
     scratch: Arc<Scratch>,
+}
+
+/// Paths of the network that can fail. See [`Line`](super::proxy::Line).
+pub struct Paths {
+    /// From operators to GitLab; hosts have a way of their own, for git and artifacts.
+    pub gitlab: Proxy,
+    /// From operators to the API server.
+    pub api_server: Proxy,
+    kubeconfig: PathBuf,
+}
+
+impl Paths {
+    async fn open(cluster: &Cluster, gitlab: &GitLab, folder: &Path) -> Result<Self> {
+        let target = |url: &str| -> Result<SocketAddr> {
+            Ok(url.rsplit('/').next().context("an empty URL")?.parse()?)
+        };
+        let endpoint = cluster.control_plane.endpoint();
+        let api_server = Proxy::to(target(endpoint)?).await?;
+        let there = format!("https://{}", api_server.address());
+        let kubeconfig = folder.join("operator.kubeconfig");
+        let direct = fs::read_to_string(cluster.operator_kubeconfig())?;
+        ensure!(direct.contains(endpoint), "the kubeconfig leads to another server than {endpoint}");
+        fs::write(&kubeconfig, direct.replace(endpoint, &there))?;
+        Ok(Self { gitlab: Proxy::to(target(&gitlab.url())?).await?, api_server, kubeconfig })
+    }
 }
 
 /// The name of every stage's pool.
@@ -147,17 +190,29 @@ impl Stage {
         let gitlab = GitLab::start(setting.gitlab.clone()).await?;
         let runner = gitlab.register_runner(&["dormouse"]);
         let create = ["create", "namespace", &namespace];
-        let (made, hosts) =
-            tokio::join!(cluster.control_plane.kubectl(&create), bed.boot_all(&setting.hosts));
+        let (made, hosts) = tokio::join!(
+            cluster.control_plane.kubectl(&create),
+            bed.boot_alike(&setting.hosts, &setting.host)
+        );
         made?;
-        let stage = Self { cluster, namespace, gitlab, runner, hosts: hosts?, bed, operator: None, scratch };
+        let paths = match setting.with_paths {
+            true => Some(Paths::open(&cluster, &gitlab, scratch.path()).await?),
+            false => None,
+        };
+        let stage =
+            Self { cluster, namespace, gitlab, runner, hosts: hosts?, bed, operator: None, paths, scratch };
         stage.create_secrets().await?;
         Ok(stage)
     }
 
     /// Everything, with the pool Ready.
     pub async fn start(name: &str, setting: Setting) -> Result<Self> {
-        let mut stage = Self::without_operator(name, &setting).await?;
+        Self::start_on(cluster().await?, name, setting).await
+    }
+
+    /// The same on a control plane of the test's own.
+    pub async fn start_on(cluster: Arc<Cluster>, name: &str, setting: Setting) -> Result<Self> {
+        let mut stage = Self::on(cluster, name, &setting).await?;
         stage.apply_pool(setting.pool.clone()).await?;
         stage.operator = Some(stage.start_operator("operator-a").await?);
         stage.until_condition("runnerpool", POOL, "Ready").await?;
@@ -167,8 +222,21 @@ impl Stage {
 
     /// Starts an operator for the stage's namespace.
     pub async fn start_operator(&self, name: &str) -> Result<Operator> {
-        let kubeconfig = self.cluster.operator_kubeconfig();
-        Operator::start(name, kubeconfig, &self.namespace, self.scratch.path()).await
+        let operator = self.new_operator(name).await?;
+        operator.start_again().await?;
+        Ok(operator)
+    }
+
+    /// An operator for the stage's namespace that is not started yet, to give it variables first.
+    pub async fn new_operator(&self, name: &str) -> Result<Operator> {
+        let direct = self.cluster.operator_kubeconfig();
+        let kubeconfig = self.paths.as_ref().map_or(direct, |paths| &paths.kubeconfig);
+        Operator::new(name, kubeconfig, &self.namespace, self.scratch.path()).await
+    }
+
+    /// The network paths of a stage whose setting asks for them.
+    pub fn paths(&self) -> Result<&Paths> {
+        self.paths.as_ref().context("the stage was set without paths that can fail")
     }
 
     /// The operator.
@@ -199,9 +267,13 @@ impl Stage {
             })
             .collect();
         let username = self.hosts.first().context("the stage has no host")?.admin()?;
+        let gitlab = match &self.paths {
+            Some(paths) => format!("http://{}", paths.gitlab.address()),
+            None => self.gitlab.url(),
+        };
         let mut spec = json!({
             "gitlab": {
-                "url": self.gitlab.url(),
+                "url": gitlab,
                 "tokenSecretRef": { "name": "runner-token", "key": "token" },
             },
             "provider": { "static": { "hosts": hosts } },
@@ -331,6 +403,14 @@ impl Stage {
         operator.kill()?;
         self.gitlab.client_restarted();
         operator.start_again().await
+    }
+
+    /// Gives the pool's Lease up in the name of a holder that is dead, so that the next one need not wait until it has
+    /// run out.
+    pub async fn give_up_lease(&self) -> Result<()> {
+        let patch = r#"{"spec":{"holderIdentity":""}}"#;
+        let lease = format!("dormouse-pool-{POOL}");
+        self.kubectl(&["patch", "lease", &lease, "--type=merge", "-p", patch]).await.map(|_| ())
     }
 
     /// Fails if GitLab saw anything a correct runner would not do, or a Secret of a job is left.

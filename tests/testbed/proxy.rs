@@ -1,10 +1,11 @@
-//! The network cable of a host: a TCP relay between the address clients know and the one its sshd listens on.
+//! A network path that can fail: a TCP relay between the address clients know and the one a server listens on.
 //!
-//! It can be pulled without the host or the client noticing, which no signal to a process can do. Runs on the bed's own
-//! runtime, so a test that blocks its threads does not cut its hosts off.
+//! It can be cut, hung or slowed without either end noticing, which no signal to a process can do. The path to every
+//! host is one; [`Proxy::to`] puts one before any other server.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,7 +15,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-/// What the cable does with bytes.
+use super::ports::free_port;
+
+/// How often a slow line carries something.
+const TICKS_PER_SECOND: u32 = 20;
+
+/// What the path does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
     /// Carries them.
@@ -23,10 +29,18 @@ pub enum Line {
     Silent,
     /// Resets connections and refuses new ones, as a machine that is off but whose address is routed.
     Refused,
+    /// Carries this many bytes a second in each direction of a connection, each of them late by `latency`.
+    Slow {
+        /// At least 20.
+        bytes_per_second: u32,
+        /// Of each way; a round trip takes it twice.
+        latency: Duration,
+    },
 }
 
 /// A relay; dropping it closes its connections.
-pub struct Link {
+pub struct Proxy {
+    public: SocketAddr,
     orders: mpsc::Sender<Order>,
 }
 
@@ -35,19 +49,39 @@ struct Order {
     done: oneshot::Sender<io::Result<()>>,
 }
 
-impl Link {
-    /// A cable that is not plugged in yet ([`Line::Refused`]).
+impl Proxy {
+    /// A path that carries nothing yet ([`Line::Refused`]), kept by a runtime that outlives it.
     pub fn new(runtime: &Handle, public: SocketAddr, target: SocketAddr) -> Self {
         let (orders, inbox) = mpsc::channel(1);
         runtime.spawn(serve(public, target, inbox));
-        Self { orders }
+        Self { public, orders }
+    }
+
+    /// A path to a server that is up, on a free port of its own.
+    pub async fn to(target: SocketAddr) -> Result<Self> {
+        let public = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let proxy = Self::new(&Handle::current(), public, target);
+        proxy.set(Line::Up).await?;
+        Ok(proxy)
+    }
+
+    /// The address for clients.
+    pub fn address(&self) -> SocketAddr {
+        self.public
     }
 
     /// Changes the line; connections made from now on see the new state.
     pub async fn set(&self, line: Line) -> Result<()> {
         let (done, answer) = oneshot::channel();
-        self.orders.send(Order { line, done }).await.context("the bed's runtime is gone")?;
-        answer.await.context("the bed's runtime is gone")?.context("failed to listen on a host's address")
+        self.orders.send(Order { line, done }).await.context("the proxy's runtime is gone")?;
+        let changed = answer.await.context("the proxy's runtime is gone")?;
+        changed.with_context(|| format!("failed to listen on {}", self.public))
+    }
+
+    /// Resets every connection once; new ones are carried.
+    pub async fn reset(&self) -> Result<()> {
+        self.set(Line::Refused).await?;
+        self.set(Line::Up).await
     }
 }
 
@@ -61,6 +95,10 @@ async fn serve(public: SocketAddr, target: SocketAddr, mut orders: mpsc::Receive
                 let Some(order) = order else { return };
                 let changed = switch(&mut listener, public, order.line).await;
                 line.send_replace(order.line);
+                if order.line == Line::Refused {
+                    // Waited for, or a line that is up again at once would have reset nothing.
+                    while connections.join_next().await.is_some() {}
+                }
                 // Whoever asked may have gone away; the order was carried out all the same.
                 let _ = order.done.send(changed);
             }
@@ -76,8 +114,11 @@ async fn serve(public: SocketAddr, target: SocketAddr, mut orders: mpsc::Receive
 async fn switch(listener: &mut Option<TcpListener>, public: SocketAddr, line: Line) -> io::Result<()> {
     match line {
         Line::Refused => *listener = None,
-        Line::Up | Line::Silent if listener.is_none() => *listener = Some(TcpListener::bind(public).await?),
-        Line::Up | Line::Silent => {}
+        Line::Up | Line::Silent | Line::Slow { .. } => {
+            if listener.is_none() {
+                *listener = Some(TcpListener::bind(public).await?);
+            }
+        }
     }
     Ok(())
 }
@@ -91,7 +132,7 @@ async fn accept(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
 
 /// Relays one connection to its end. An error on one side, or the line's, is a reset on the other.
 async fn carry(mut client: TcpStream, target: SocketAddr, mut line: watch::Receiver<Line>) -> io::Result<()> {
-    let mut server = match until_up(&mut line).await {
+    let mut server = match until_carried(&mut line, 0).await {
         Ok(()) => TcpStream::connect(target).await,
         Err(error) => Err(error),
     }
@@ -123,8 +164,15 @@ async fn copy(
 ) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        let length = from.read(&mut buffer).await?;
-        until_up(&mut line).await?;
+        let room = match *line.borrow() {
+            Line::Slow { bytes_per_second, .. } => (bytes_per_second / TICKS_PER_SECOND).max(1) as usize,
+            Line::Up | Line::Silent | Line::Refused => buffer.len(),
+        };
+        let length = match buffer.get_mut(..room) {
+            Some(part) => from.read(part).await?,
+            None => from.read(&mut buffer).await?,
+        };
+        until_carried(&mut line, length).await?;
         match buffer.get(..length) {
             Some(bytes) if length > 0 => to.write_all(bytes).await?,
             _ => return to.shutdown().await,
@@ -132,9 +180,16 @@ async fn copy(
     }
 }
 
-async fn until_up(line: &mut watch::Receiver<Line>) -> io::Result<()> {
-    match line.wait_for(|line| *line != Line::Silent).await.as_deref() {
+/// Waits as long as the line takes for so many bytes.
+async fn until_carried(line: &mut watch::Receiver<Line>, length: usize) -> io::Result<()> {
+    let now = line.wait_for(|line| *line != Line::Silent).await.map(|line| *line);
+    match now {
         Ok(Line::Up) => Ok(()),
+        Ok(Line::Slow { bytes_per_second, latency }) => {
+            let seconds = length as f64 / f64::from(bytes_per_second.max(1));
+            tokio::time::sleep(latency + Duration::from_secs_f64(seconds)).await;
+            Ok(())
+        }
         Ok(Line::Silent | Line::Refused) | Err(_) => Err(io::ErrorKind::ConnectionReset.into()),
     }
 }
