@@ -105,6 +105,18 @@ impl Tenure {
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::SeqCst)
     }
+
+    /// Whether anything durable may be done for the pool now.
+    pub fn may_act(&self) -> bool {
+        !self.ended.is_cancelled()
+    }
+
+    /// Waits until the holder may act. Never returns once the tenure has ended: the task is then cancelled.
+    pub async fn acting(&self) {
+        if !self.may_act() {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 impl Claim {
