@@ -89,18 +89,6 @@ impl Tenure {
         });
     }
 
-    /// Whether the holder may act now.
-    pub fn may_act(&self) -> bool {
-        !self.ended.is_cancelled()
-    }
-
-    /// Waits until the holder may act; for ever once the tenure has ended, when its tasks are being ended.
-    pub async fn acting(&self) {
-        if !self.may_act() {
-            std::future::pending::<()>().await;
-        }
-    }
-
     /// The epoch now.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::SeqCst)
