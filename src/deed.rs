@@ -129,7 +129,6 @@ points! {
         EnvironmentRestamped "environment-restamped" "(8a) SuspendedEnvironment: its expiry stamped anew."
         EnvironmentFrozen "environment-frozen" "(8b) Host: the environment is frozen and recorded."
         EnvironmentAsleep "environment-asleep" "(8c) SuspendedEnvironment status Suspended, with its key."
-        SuspendWithdrawn "suspend-withdrawn" "SuspendedEnvironment deleted: its host could not put it to sleep."
         EnvironmentFrozenAgain "environment-frozen-again" "Host: a resumed environment is frozen after an accident."
         EnvironmentReturned "environment-returned" "SuspendedEnvironment status Suspended again, bound to no lease."
         LogSealed "log-sealed" "(9) Host: last lines; the log is complete."

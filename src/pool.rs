@@ -18,6 +18,7 @@ use crate::api::{JobLease, RunnerPool, labels};
 use crate::app::Shared;
 use crate::deed::Point;
 use crate::environment;
+use crate::host::keeper::HostState;
 use crate::kube_ext::is_conflict;
 use crate::leader::Tenure;
 use crate::lease;
@@ -211,6 +212,14 @@ async fn delete(held: &Arc<Held>, pool: &RunnerPool) {
     }
     // The answer to a request under way may be a job, which would have no pool to run it.
     if held.is_asking() {
+        return;
+    }
+    // Hosts have to be given back: those that have not been asked yet are waited for, those that are away are not.
+    let may_yet_connect = match held.settings() {
+        Some(_) => held.hosts.view().iter().any(|host| matches!(host.state, HostState::Connecting)),
+        None => held.problem().is_none_or(|(_, _, is_passing)| is_passing),
+    };
+    if may_yet_connect {
         return;
     }
     // While leases still say whose they were: what their jobs left on the hosts goes at once. What nothing knows is

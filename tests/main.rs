@@ -20,6 +20,8 @@ mod chart;
 #[cfg(feature = "operator")]
 mod conversation;
 #[cfg(feature = "operator")]
+mod crash_points;
+#[cfg(feature = "operator")]
 mod gitlab_stand_in;
 mod layering;
 #[cfg(feature = "operator")]

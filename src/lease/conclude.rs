@@ -4,7 +4,7 @@ use super::record::Ending;
 use super::stream::Streaming;
 use super::suspend::{self, Suspended};
 use super::{DriveError, Driver, resume, wish};
-use crate::api::suspended_environment::{Phase, object_name};
+use crate::api::suspended_environment::Phase;
 use crate::deed::Point;
 use crate::gitlab::reason::FailureReason;
 use crate::host::link::Link;
@@ -18,8 +18,6 @@ pub struct Conclusion {
     pub ending: Ending,
     /// The key GitLab is told, when it asked for the suspend.
     pub environment_key: Option<String>,
-    /// Whether the environment stays on the host.
-    pub kept: bool,
 }
 
 /// The stages are done and the log is open: suspends if that is due, says the last words, closes the log.
@@ -40,31 +38,30 @@ pub async fn conclude(
         // A resumed environment that cannot be put to sleep again is not given up for that.
         resume::back_to_sleep(driver, why).await?;
     }
-    let (lines, environment_key, kept) = match suspended {
+    let (lines, environment_key) = match suspended {
         Suspended::Asleep(key) => {
             let lines = [closing::suspended_line(&key), closing::closing_line(&result)];
             let wish = wish::suspension(&driver.settings.spec, &driver.job);
             let told = wish::tells_key(wish, result.script).then_some(key);
-            (lines.join("\n"), told, true)
+            (lines.join("\n"), told)
         }
         Suspended::Deleted => {
             let line = "The job environment was released while the job ran; it is not suspended again";
-            (format!("{line}\n{}", closing::closing_line(&result)), None, false)
+            (format!("{line}\n{}", closing::closing_line(&result)), None)
         }
         Suspended::Failed(why) if result.outcome == Outcome::Success => {
             ending.failure = Some(FailureReason::RunnerSystemFailure);
             ending.message = format!("the job environment could not be suspended: {why}");
-            (closing::system_failure(&ending.message), None, false)
+            (closing::system_failure(&ending.message), None)
         }
         Suspended::Failed(why) => {
             let line = format!("WARNING: The job environment could not be suspended: {why}");
-            (format!("{line}\n{}", closing::closing_line(&result)), None, false)
+            (format!("{line}\n{}", closing::closing_line(&result)), None)
         }
     };
     // (9)
     link.seal(driver.held.deed(Point::LogSealed).await, &driver.path(), &lines).await?;
-    let kept = kept || driver.lease.spec.resume_from.is_some();
-    Ok(Conclusion { ending, environment_key, kept })
+    Ok(Conclusion { ending, environment_key })
 }
 
 /// Closes the log with the result's own last line, and puts a resumed environment back to sleep: its script did
@@ -79,14 +76,13 @@ async fn conclude_with(
     ending.failure = FailureReason::of(result.outcome);
     ending.exit_code = Some(result.exit_code);
     ending.message = result.message.clone();
-    let resumes = resume::bound(driver).is_some();
-    if resumes && result.script == ScriptEnd::NotEnded {
+    if resume::bound(driver).is_some() && result.script == ScriptEnd::NotEnded {
         resume::freeze_again(driver, link, &result.message).await?;
     }
     // (9)
     let deed = driver.held.deed(Point::LogSealedWithoutSuspend).await;
     link.seal(deed, &driver.path(), &closing::closing_line(result)).await?;
-    Ok(Conclusion { ending, environment_key: None, kept: resumes })
+    Ok(Conclusion { ending, environment_key: None })
 }
 
 /// The supervisor closed the log itself: no suspend was due. Or an earlier holder did, after a suspend.
@@ -99,29 +95,26 @@ pub async fn conclude_sealed(
     let mut ending = Ending::of(record);
     ending.failure = FailureReason::of(result.outcome);
     ending.message = result.message.clone();
-    let bound = resume::bound(driver).is_some();
     let script = result.script;
-    if bound && script == ScriptEnd::NotEnded {
+    if resume::bound(driver).is_some() && script == ScriptEnd::NotEnded {
         resume::freeze_again(driver, link, &ending.message).await?;
     }
     if result.suspend_due {
         // The log was closed after the suspend, so what became of it stands in the object.
-        let name = object_name(&driver.held.name, &driver.lease.spec.environment_id);
-        let kept = driver.held.shared.environments.read(&driver.held.namespace, &name).await?;
-        let asleep = kept.is_some_and(|known| {
+        let asleep = resume::read_own(driver).await?.is_some_and(|known| {
             known.metadata.deletion_timestamp.is_none() && known.phase() == Phase::Suspended
         });
         if asleep {
             let wish = wish::suspension(&driver.settings.spec, &driver.job);
             let key = if wish::tells_key(wish, script) { Some(suspend::key(driver)?) } else { None };
-            return Ok(Conclusion { ending, environment_key: key, kept: true });
+            return Ok(Conclusion { ending, environment_key: key });
         }
         if ending.failure.is_none() {
             ending.failure = Some(FailureReason::RunnerSystemFailure);
             ending.message = "the job environment could not be suspended".to_owned();
         }
     }
-    Ok(Conclusion { ending, environment_key: None, kept: bound && script == ScriptEnd::NotEnded })
+    Ok(Conclusion { ending, environment_key: None })
 }
 
 /// The process that ran the job is gone: say so, and end it.

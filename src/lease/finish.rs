@@ -47,17 +47,14 @@ pub async fn finish(
         }
         streaming.trace = refetch(driver, link, 0, end.length).await?;
     }
-    end_on_host(driver, link, &conclusion).await?;
+    end_on_host(driver, link).await?;
     let step = driver.last_step(conclusion.ending).await;
     driver.close(step).await
 }
 
 /// (11): what is not kept goes from the host, before the slot is anybody else's.
-async fn end_on_host(
-    driver: &mut Driver,
-    link: &Arc<Link>,
-    conclusion: &Conclusion,
-) -> Result<(), DriveError> {
+async fn end_on_host(driver: &mut Driver, link: &Arc<Link>) -> Result<(), DriveError> {
+    let own = resume::read_own(driver).await?;
     if let Some(environment) = resume::bound(driver) {
         // The resumed script came to its end and nothing asked for another sleep: the environment is released.
         let deed = driver.held.deed(Point::EnvironmentReleased).await;
@@ -71,7 +68,8 @@ async fn end_on_host(
         .await?;
         return Ok(());
     }
-    if conclusion.kept {
+    // However the job ended: what an object keeps is that object's to give back.
+    if own.is_some() {
         return withdraw_canceled(driver).await;
     }
     let deed = driver.held.deed(Point::HostTidied).await;
@@ -153,12 +151,12 @@ pub async fn abandon_on(driver: &mut Driver, link: &Arc<Link>) -> Result<(), Dri
     {
         // An earlier holder told GitLab the result and died before it wrote that down.
         let conclusion = conclude_sealed(driver, link, &record).await?;
-        end_on_host(driver, link, &conclusion).await?;
+        end_on_host(driver, link).await?;
         return driver.close(Step::Reported(conclusion.ending)).await;
     }
     if resume::bound(driver).is_some() {
         resume::freeze_again(driver, link, "GitLab ended the job").await?;
-    } else if resume::own(driver).is_some_and(|own| own.phase() == Phase::Suspended) {
+    } else if resume::read_own(driver).await?.is_some_and(|own| own.phase() == Phase::Suspended) {
         // It was put to sleep already, and no job is bound to it.
         withdraw_canceled(driver).await?;
     } else {

@@ -19,6 +19,7 @@ use crate::host::link::{Link, LinkError};
 use crate::kube_ext::{is_conflict, is_not_found};
 use crate::pool::slots::Slot;
 use crate::spool::order::ResumeOrder;
+use crate::spool::record::EnvironmentPhase;
 use crate::telemetry::EnvironmentOutcome;
 
 /// What a look at the environment a job names comes to.
@@ -86,8 +87,12 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
         ))));
     };
     match host_knows(&link, &found).await {
-        Ok(true) => {}
-        Ok(false) => return Ok(Err(Refusal::UnknownToHost)),
+        Ok(Some(EnvironmentPhase::Suspended)) => {}
+        // The job that used it has gone without a word: it is being put to sleep again.
+        Ok(Some(EnvironmentPhase::Active)) => {
+            return Ok(Ok(Look::Wait("the environment to be put to sleep again".to_owned())));
+        }
+        Ok(Some(EnvironmentPhase::Releasing) | None) => return Ok(Err(Refusal::UnknownToHost)),
         // A host that does not answer as it should is away: the job waits for it, up to its own time-out.
         Err(error) => {
             let away = format!("instance {}, where the environment sleeps: {error}", slot.instance);
@@ -109,16 +114,19 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
     }))
 }
 
-/// Whether the host's own record says the same as the object: an object made by hand proves nothing.
-async fn host_knows(link: &Link, environment: &SuspendedEnvironment) -> Result<bool, LinkError> {
+/// What the host's own record says of the environment, if it is the object's: one made by hand proves nothing.
+async fn host_knows(
+    link: &Link,
+    environment: &SuspendedEnvironment,
+) -> Result<Option<EnvironmentPhase>, LinkError> {
     let listed = link.list().await?;
-    Ok(listed.iter().any(|listed| {
-        let record = &listed.environment;
+    let own = listed.into_iter().map(|listed| listed.environment).find(|record| {
         record.environment == environment.spec.environment_id
             && record.project_id == environment.spec.origin.project_id
             && record.workspace == environment.spec.workspace_path
             && record.slot == environment.spec.origin.slot
-    }))
+    });
+    Ok(own.map(|record| record.phase))
 }
 
 fn slot_of(environment: &SuspendedEnvironment) -> Slot {
@@ -131,6 +139,14 @@ pub fn own(driver: &Driver) -> Option<std::sync::Arc<SuspendedEnvironment>> {
     let held = &driver.held;
     let name = object_name(&held.name, &driver.lease.spec.environment_id);
     held.shared.environments.cache.get(&held.namespace, &name)
+}
+
+/// The same, asked of the API server itself: before something is destroyed that only an object protects, since a
+/// watch may lag behind what an earlier holder wrote.
+pub async fn read_own(driver: &Driver) -> Result<Option<std::sync::Arc<SuspendedEnvironment>>, DriveError> {
+    let held = &driver.held;
+    let name = object_name(&held.name, &driver.lease.spec.environment_id);
+    Ok(held.shared.environments.read(&held.namespace, &name).await?)
 }
 
 /// The environment bound to the lease, if there is one.

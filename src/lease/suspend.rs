@@ -88,7 +88,7 @@ pub async fn suspend(driver: &Driver, link: &Link, record: &JobRecord) -> Result
     let kept = match link.suspend(driver.held.deed(Point::EnvironmentFrozen).await, &driver.path()).await {
         Ok(kept) => kept,
         Err(error) if error.is_lost() => return Err(error.into()),
-        Err(error) => return abandon(driver, &environment, &error.to_string()).await.map(Suspended::Failed),
+        Err(error) => return Ok(failed(driver, &environment, error.to_string()).await),
     };
     let instance = &environment.spec.origin.instance;
     driver.held.inventories.note(instance, &environment.spec.environment_id, Some(HostWord::Asleep));
@@ -240,19 +240,12 @@ async fn write_asleep(
     .await
 }
 
-/// The suspend failed on the host: the object goes again, and with it the claim on the slot.
-async fn abandon(
-    driver: &Driver,
-    environment: &SuspendedEnvironment,
-    why: &str,
-) -> Result<String, DriveError> {
+/// The suspend failed on the host. The object stays until the job is over, and is given up then: were it deleted before
+/// the log tells of the failure, a next holder would take that for somebody's release.
+async fn failed(driver: &Driver, environment: &SuspendedEnvironment, why: String) -> Suspended {
     driver.held.shared.metrics.environment(&driver.held.name, EnvironmentOutcome::SuspendFailed);
-    driver.held.shared.events.warning(environment, "SuspendFailed", "Suspend", why.to_owned()).await;
-    if driver.lease.spec.resume_from.is_none() {
-        let deed = driver.held.deed(Point::SuspendWithdrawn).await;
-        driver.held.shared.environments.delete(deed, environment).await?;
-    }
-    Ok(why.to_owned())
+    driver.held.shared.events.warning(environment, "SuspendFailed", "Suspend", why.clone()).await;
+    Suspended::Failed(why)
 }
 
 /// The environment's key.

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::Held;
+use crate::api::suspended_environment::object_name;
 use crate::deed::Point;
 use crate::environment::plan::HostWord;
 use crate::environment::sweep::{self, Known};
@@ -142,6 +143,16 @@ async fn tidy(held: &Held, host: &str, link: &Link) {
     }
     known.owned.extend(held.environments().iter().map(|environment| environment.spec.environment_id.clone()));
     for environment in held.inventories.sweep(host, &known, Timestamp::now()) {
+        // Two watches may lag by different times: the API server itself says whether an object owns it.
+        let name = object_name(&held.name, &environment);
+        match held.shared.environments.read(&held.namespace, &name).await {
+            Ok(None) => {}
+            Ok(Some(_)) => continue,
+            Err(error) => {
+                tracing::warn!(pool = held.name, host, environment, %error, "a leftover was not looked up");
+                continue;
+            }
+        }
         match link.release(held.deed(Point::LeftoverRemoved).await, &environment, true).await {
             Ok(()) => {
                 tracing::info!(pool = held.name, host, environment, "removed a leftover from the host");

@@ -1,0 +1,136 @@
+//! SIGKILL of the operator at every durable write, one by one: before it, when the other side has done it but the answer
+//! was not looked at, and after. The next holder finishes what was begun, once.
+//!
+//! The operator of a test build dies by itself where `DORMOUSE_CRASH_AT` says. Each scenario lists the points it passes;
+//! [`every_point_is_passed_by_a_scenario`] compares the lists with what the binary prints, so that a new write without a
+//! scenario is noticed.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::testbed::operator::{self, Operator};
+use crate::testbed::stage::{SOON, Stage};
+use crate::testbed::wait::until;
+
+mod endings;
+mod environments;
+mod jobs;
+mod pools;
+
+const MOMENTS: [&str; 3] = ["before", "deed", "after"];
+
+/// One death of an operator: where, and when around the write.
+pub struct Death {
+    point: &'static str,
+    moment: &'static str,
+}
+
+impl Death {
+    /// A name for what a round makes, of its own.
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.point, self.moment)
+    }
+
+    /// Whether it is this one.
+    pub fn is(&self, point: &str, moment: &str) -> bool {
+        (self.point, self.moment) == (point, moment)
+    }
+
+    /// Replaces the operator by one that will die there.
+    pub async fn arm(&self, stage: &Stage) -> Result<()> {
+        self.arm_with(stage, &[]).await
+    }
+
+    /// The same with these variables in its environment, until it has died.
+    pub async fn arm_with(&self, stage: &Stage, variables: &[(&str, &str)]) -> Result<()> {
+        let operator = stage.operator()?;
+        if operator.pid().is_some() {
+            operator.kill()?;
+        }
+        hand_over(stage).await?;
+        operator.set_variable("DORMOUSE_CRASH_AT", Some(&format!("{}:{}", self.point, self.moment)));
+        for (name, value) in variables {
+            operator.set_variable(name, Some(value));
+        }
+        operator.launch()
+    }
+
+    /// Waits until it has died there, and starts one that lives.
+    pub async fn fall(&self, stage: &Stage) -> Result<()> {
+        self.fall_with(stage, &[]).await
+    }
+
+    /// The same, taking these variables away again.
+    pub async fn fall_with(&self, stage: &Stage, variables: &[&str]) -> Result<()> {
+        let operator = stage.operator()?;
+        let status = operator.until_ended(SOON).await.context("it never came to that point")?;
+        ensure!(status.signal() == Some(9), "it ended otherwise: {status}\n{}", operator.log_tail());
+        for name in variables.iter().chain(&["DORMOUSE_CRASH_AT"]) {
+            operator.set_variable(name, None);
+        }
+        hand_over(stage).await?;
+        operator.start_again().await
+    }
+}
+
+/// The dead holder's Lease is given up in its name: waiting until it runs out is what other tests do.
+async fn hand_over(stage: &Stage) -> Result<()> {
+    stage.gitlab.client_restarted();
+    if !stage.list("leases").await?.is_empty() {
+        stage.give_up_lease().await?;
+    }
+    Ok(())
+}
+
+/// Lets a scenario pass each of its points, three times.
+pub async fn at_each(
+    stage: &Stage,
+    points: &[&'static str],
+    scenario: impl AsyncFn(&Stage, &Death) -> Result<()>,
+) -> Result<()> {
+    for point in points {
+        for moment in MOMENTS {
+            let death = Death { point, moment };
+            let log = || stage.operator().map(Operator::log_tail).unwrap_or_default();
+            scenario(stage, &death)
+                .await
+                .with_context(|| format!("killed at {point}:{moment}; the operator said:\n{}", log()))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_point_is_passed_by_a_scenario() -> Result<()> {
+    let output = Command::new(operator::binary()?).arg("crash-points").output()?;
+    ensure!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8(output.stdout)?;
+    let printed: BTreeSet<&str> = printed.lines().filter_map(|line| line.split('\t').next()).collect();
+    ensure!(printed.len() > 40, "the list is short: {printed:?}");
+    let passed: BTreeSet<&str> = [jobs::POINTS, endings::POINTS, environments::POINTS, pools::POINTS]
+        .into_iter()
+        .flatten()
+        .copied()
+        .flatten()
+        .copied()
+        .collect();
+    ensure!(
+        printed == passed,
+        "without a scenario: {:?}; not points any more: {:?}",
+        printed.difference(&passed).collect::<Vec<_>>(),
+        passed.difference(&printed).collect::<Vec<_>>()
+    );
+    Ok(())
+}
+
+/// Waits until a name stands in no list of a kind.
+pub async fn until_gone(stage: &Stage, kind: &str, name: &str) -> Result<()> {
+    until(&format!("{kind} {name} is gone"), SOON, async || {
+        let all = stage.list(kind).await?;
+        Ok(all.iter().all(|known| known["metadata"]["name"] != name).then_some(()))
+    })
+    .await
+}
