@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::conclude::{bury, conclude, conclude_sealed};
@@ -15,6 +14,7 @@ use super::record::Step;
 use super::stream::{Streamed, Streaming, stream};
 use super::{DriveError, Driver, resume, suspend, wish};
 use crate::api::job_lease::LeasePhase;
+use crate::clock;
 use crate::deed::Point;
 use crate::gitlab::reason::FailureReason;
 use crate::gitlab::trace::Trace;
@@ -235,7 +235,7 @@ async fn give_up(driver: &mut Driver) -> Result<(), DriveError> {
         "instance {instance} has not been reachable for {} s (spec.connectionGrace)",
         grace.as_secs()
     );
-    let note = format!("{message}; last seen {}", Timestamp::now());
+    let note = format!("{message}; last seen {}", clock::now());
     driver.held.shared.events.warning(driver.lease.as_ref(), "InstanceLost", "Attach", note).await;
     resume::back_to_sleep(driver, &message).await?;
     driver.end_with_tail(None, FailureReason::RunnerSystemFailure, &message).await

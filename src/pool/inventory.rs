@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::Held;
+use crate::clock;
 use crate::deed::Point;
 use crate::environment::plan::HostWord;
 use crate::environment::sweep::{self, Known};
@@ -141,7 +142,7 @@ async fn tidy(held: &Held, host: &str, link: &Link) {
         list.insert(environment);
     }
     known.owned.extend(held.environments().iter().map(|environment| environment.spec.environment_id.clone()));
-    for environment in held.inventories.sweep(host, &known, Timestamp::now()) {
+    for environment in held.inventories.sweep(host, &known, clock::now()) {
         match link.release(held.deed(Point::LeftoverRemoved).await, &environment, true).await {
             Ok(()) => {
                 tracing::info!(pool = held.name, host, environment, "removed a leftover from the host");

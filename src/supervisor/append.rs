@@ -9,7 +9,6 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::arguments::JobName;
@@ -19,6 +18,7 @@ use super::log::laid_out;
 use super::process;
 use super::refuse::{OrRefuse, not_found, refusal};
 use super::state::{Durability, JobFolder, StateFolder};
+use crate::clock;
 use crate::spool::record::{JobRecord, JobState};
 use crate::spool::verb::{LogEnd, Refusal, RefusalReason};
 
@@ -118,7 +118,7 @@ fn write_once(
     let end = log.end()?;
     let mut laid = if end.within_line { "\n".to_owned() } else { String::new() };
     let lines = format!("{}\n", text.trim_end_matches('\n'));
-    laid.push_str(&String::from_utf8_lossy(&laid_out(&lines, timestamps, Timestamp::now())));
+    laid.push_str(&String::from_utf8_lossy(&laid_out(&lines, timestamps, clock::now())));
     let entry = Entry { id: id.to_owned(), offset: end.length, text: laid };
     note(&journal, &entry)?;
     log.write(entry.text.as_bytes())

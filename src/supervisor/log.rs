@@ -22,6 +22,7 @@ use self::mask::PhraseMask;
 use self::redact::{ParameterRedactor, PrefixRedactor};
 use self::timestamp::{LineLayout, Stream};
 use self::utf8::Utf8Repair;
+use crate::clock;
 
 /// What the log hides and how it looks.
 #[derive(Debug)]
@@ -141,7 +142,7 @@ impl JobLog {
             if end.within_line && end.written_by_others {
                 laid_out.push(b'\n');
             }
-            layout.push(*stream, shown, Timestamp::now(), &mut laid_out);
+            layout.push(*stream, shown, clock::now(), &mut laid_out);
             let room = usize::try_from(limit.saturating_sub(end.length)).unwrap_or(usize::MAX);
             if laid_out.len() > room {
                 *full = true;
@@ -150,7 +151,7 @@ impl JobLog {
                 if laid_out.last().is_none_or(|byte| *byte != b'\n') {
                     laid_out.push(b'\n');
                 }
-                layout.push(Stream::Runner, limit_notice(*limit).as_bytes(), Timestamp::now(), &mut laid_out);
+                layout.push(Stream::Runner, limit_notice(*limit).as_bytes(), clock::now(), &mut laid_out);
             }
             laid_out
         })

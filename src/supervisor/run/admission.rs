@@ -9,9 +9,9 @@
 use std::fs;
 use std::io;
 
-use jiff::Timestamp;
 use rustix::fs::{CWD, FileType, Gid, Mode, Uid};
 
+use crate::clock;
 use crate::spool::FORMAT;
 use crate::spool::order::{Isolation, JobOrder, ResumeOrder};
 use crate::spool::record::{EnvironmentPhase, EnvironmentRecord, JobRecord, JobState};
@@ -148,7 +148,7 @@ fn fresh(
         resumes: 0,
         context: None,
         boot_id: process::boot_id().or_refuse("failed to read the boot id")?,
-        since: Timestamp::now(),
+        since: clock::now(),
     })
 }
 
@@ -213,7 +213,7 @@ fn resumed(
             phase: EnvironmentPhase::Active,
             job_id: order.job.id,
             resumes: known.resumes + u32::from(!started_before),
-            since: Timestamp::now(),
+            since: clock::now(),
             ..known
         },
         rebooted,
@@ -244,7 +244,7 @@ fn write_job(order: &JobOrder, folder: &EnvironmentFolder, job: &JobFolder) -> i
         stage: None,
         suspend: order.suspend,
         timestamps: has_timestamps(order),
-        started_at: Timestamp::now(),
+        started_at: clock::now(),
         finished_at: None,
         result: None,
         sealed: false,

@@ -7,8 +7,6 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-
 use super::admission::Admitted;
 use super::cancel::{CancelWatch, CancelWish};
 use super::duration;
@@ -16,6 +14,7 @@ use super::script::{Body, CONTEXT_FILE, Envelope, HISTORY_FILE, Restored, is_too
 use super::sources::{self, Strategy};
 use super::stage::{Limits, Shell, StageEnd};
 use super::variables::{JobVariables, Surroundings};
+use crate::clock;
 use crate::spool::closing::{closing_line, resumed_line};
 use crate::spool::order::{DEFAULT_LOG_LIMIT, JobOrder};
 use crate::spool::record::{JobRecord, JobResult, JobState, Outcome, ScriptEnd};
@@ -416,7 +415,7 @@ impl Job {
         let record = &mut self.admitted.record;
         record.state = JobState::Finished;
         record.stage = None;
-        record.finished_at = Some(Timestamp::now());
+        record.finished_at = Some(clock::now());
         record.result = Some(result);
         record.sealed = sealed;
         self.admitted.job.write(record, Durability::Durable).map_err(host("failed to write the job's result"))
@@ -504,7 +503,7 @@ impl Job {
         if !self.order.job.features.trace_sections {
             return String::new();
         }
-        format!("section_{edge}:{}:{stage}\r\x1b[0K", Timestamp::now().as_second())
+        format!("section_{edge}:{}:{stage}\r\x1b[0K", clock::now().as_second())
     }
 
     fn record_stage(&mut self, stage: Option<&str>) -> Result<(), JobError> {
@@ -559,11 +558,11 @@ pub fn finish_unstarted(folder: &JobFolder, record: JobRecord, error: &JobError)
         message: error.to_string(),
         suspend_due: false,
     };
-    let text = laid_out(&format!("{}\n", closing_line(&result)), record.timestamps, Timestamp::now());
+    let text = laid_out(&format!("{}\n", closing_line(&result)), record.timestamps, clock::now());
     LogFile::open(&folder.log()).and_then(|mut log| log.append(|_| text)).map_err(JobError::Log)?;
     let finished = JobRecord {
         state: JobState::Finished,
-        finished_at: Some(Timestamp::now()),
+        finished_at: Some(clock::now()),
         result: Some(result),
         sealed: true,
         ..record
