@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use super::attach;
+use super::attach::{self, Reader};
 use super::refuse::{OrRefuse, refusal, unsupported};
 use super::run::LONGEST_ORDER;
 use super::state::StateFolder;
@@ -22,7 +22,7 @@ pub fn start(state: &StateFolder, from: u64) -> io::Result<()> {
     match hand_over(state) {
         Ok((order, Answer::Job(record))) => {
             let job = state.environment(&order.environment).job(record.job_id);
-            attach::stream(&job, *record, from)
+            attach::stream(state, &job, *record, Reader { from, epoch: order.epoch })
         }
         Ok((_, answer)) => attach::only(answer),
         Err(refusal) => attach::only(Answer::Refused(refusal)),
