@@ -16,6 +16,7 @@ use rustix::fs::Mode;
 use rustix::process::{Gid, Uid};
 
 use super::arguments::LaunchOptions;
+use super::removal;
 use super::user::JobUser;
 
 /// Exit code when the program could not be started, as shells use it.
@@ -78,18 +79,11 @@ fn become_program(options: &LaunchOptions) -> io::Result<()> {
             .map_err(|error| said("failed to become the job's user", error.into()))?;
     }
     if let Some(path) = &options.remove {
-        return remove(path).map_err(|error| said(&format!("failed to delete {}", path.display()), error));
+        return removal::remove(path)
+            .map_err(|error| said(&format!("failed to delete {}", path.display()), error));
     }
     let mut words = options.program.iter();
     let program: &OsString = words.next().ok_or_else(|| io::Error::other("launch needs a program"))?;
     let error = Command::new(program).args(words).exec();
     Err(said(&format!("failed to start {}", program.display()), error))
-}
-
-/// Deletes a folder tree without following links.
-///
-/// # Errors
-/// When something in it cannot be deleted.
-pub fn remove(path: &Path) -> io::Result<()> {
-    super::state::gone(fs::remove_dir_all(path))
 }
