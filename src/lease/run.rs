@@ -176,7 +176,8 @@ fn build_order(driver: &Driver, link: &Link) -> JobOrder {
         suspend: wish.plan,
         resume: resume::bound(driver).map(|environment| resume::order(&environment)),
         notices: suspend::announcement(driver, wish).into_iter().collect(),
-        log_limit_bytes: 0,
+        log_limit_bytes: u64::from(settings.spec.output_limit) * 1024,
+        pids_limit: settings.spec.pids_limit,
     }
 }
 

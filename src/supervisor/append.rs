@@ -2,7 +2,7 @@
 //!
 //! A line is first written to a journal with its place in the log, then to the log, both under the log's lock. If
 //! the process dies in between, the next call finds the line in the journal but not, or not all, in the log, and
-//! completes it. Sealing is an append with a name of its own, and a mark in the record after it.
+//! completes it; so it is where the disk was full, with the room the job has set aside. Sealing is an append with a name of its own, and a mark in the record after it.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -55,7 +55,7 @@ pub fn append(
         let message = format!("the log of job {} is sealed", name.id);
         return Err(refusal(RefusalReason::Sealed, message));
     }
-    write_once(&mut locked, &job, &id, text, record.timestamps).or_refuse(attempt)?;
+    job.with_room(|| write_once(&mut locked, &job, &id, text, record.timestamps)).or_refuse(attempt)?;
     locked.summary().or_refuse(attempt)
 }
 
@@ -74,10 +74,12 @@ pub fn seal(state: &StateFolder, name: &JobName, epoch: u64, text: &str) -> Resu
             let message = format!("job {} still runs; cancel it first", name.id);
             return Err(refusal(RefusalReason::InUse, message));
         }
-        write_once(&mut locked, &job, SEAL, text, record.timestamps).or_refuse(attempt)?;
+        job.with_room(|| write_once(&mut locked, &job, SEAL, text, record.timestamps)).or_refuse(attempt)?;
         locked.sync().or_refuse(attempt)?;
         let sealed = JobRecord { sealed: true, ..record };
-        job.write(&sealed, Durability::Durable).or_refuse("failed to write the job's record")?;
+        job.with_room(|| job.write(&sealed, Durability::Durable))
+            .or_refuse("failed to write the job's record")?;
+        job.use_room_aside().or_refuse("failed to give back the room that was set aside")?;
     }
     locked.summary().or_refuse(attempt)
 }

@@ -23,24 +23,24 @@ use super::user::JobUser;
 const CANNOT_START: u8 = 126;
 
 /// A command that starts `program` in a tree and as a user; arguments may be added.
-pub fn command(door: Option<PathBuf>, user: Option<&JobUser>, program: &str) -> Command {
-    let mut command = prepare(door, user);
+pub fn command(doors: Vec<PathBuf>, user: Option<&JobUser>, program: &str) -> Command {
+    let mut command = prepare(doors, user);
     command.arg("--").arg(program);
     command
 }
 
 /// A command that deletes `path` as a user: whatever the user put in its way, it can only hit the user's own files.
 pub fn removal(user: &JobUser, path: &Path) -> Command {
-    let mut command = prepare(None, Some(user));
+    let mut command = prepare(Vec::new(), Some(user));
     command.arg("--remove").arg(path);
     command
 }
 
-fn prepare(door: Option<PathBuf>, user: Option<&JobUser>) -> Command {
+fn prepare(doors: Vec<PathBuf>, user: Option<&JobUser>) -> Command {
     // The link leads to this very binary, also when an upgrade has replaced or deleted its file.
     let mut command = Command::new("/proc/self/exe");
     command.arg("launch");
-    if let Some(door) = door {
+    for door in doors {
         command.arg("--door").arg(door);
     }
     if let Some(user) = user {
@@ -64,7 +64,7 @@ pub fn run(options: &LaunchOptions) -> ExitCode {
 
 fn become_program(options: &LaunchOptions) -> io::Result<()> {
     let said = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
-    if let Some(door) = &options.door {
+    for door in &options.doors {
         fs::write(door, "0").map_err(|error| said("failed to join the job's cgroup", error))?;
     }
     // Fails only for a session's leader, which is what is wanted.

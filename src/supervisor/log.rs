@@ -45,6 +45,7 @@ pub struct JobLog {
     layout: LineLayout,
     limit: u64,
     full: bool,
+    torn: bool,
     stream: Stream,
 }
 
@@ -66,6 +67,7 @@ impl JobLog {
             layout: LineLayout::new(style.timestamps),
             limit: style.limit,
             full: false,
+            torn: false,
             stream: Stream::Runner,
         })
     }
@@ -133,13 +135,14 @@ impl JobLog {
         if shown.is_empty() || self.full {
             return Ok(());
         }
-        let Self { file, layout, limit, full, stream, .. } = self;
-        file.append(|end| {
-            if end.written_by_others {
+        let Self { file, layout, limit, full, stream, torn, .. } = self;
+        let written = file.append(|end| {
+            let begins_anew = end.written_by_others || *torn;
+            if begins_anew {
                 layout.restart();
             }
             let mut laid_out = Vec::with_capacity(shown.len() + 64);
-            if end.within_line && end.written_by_others {
+            if end.within_line && begins_anew {
                 laid_out.push(b'\n');
             }
             layout.push(*stream, shown, clock::now(), &mut laid_out);
@@ -154,7 +157,10 @@ impl JobLog {
                 layout.push(Stream::Runner, limit_notice(*limit).as_bytes(), clock::now(), &mut laid_out);
             }
             laid_out
-        })
+        });
+        // What a full disk has cut short is not continued: the rest of it is lost.
+        *torn = written.is_err();
+        written
     }
 }
 

@@ -81,7 +81,8 @@ pub fn admit(state: &StateFolder, order: &JobOrder) -> Result<Admission, Refusal
     make_output(&folder, user.as_ref()).or_refuse("failed to make the output pipe")?;
     holdings.forget_other_boots();
     if holdings.trees.iter().all(|tree| tree.job_id != order.job.id) {
-        holdings.trees.push(Tree::create(&order.environment, order.job.id).or_refuse(attempt)?);
+        let tree = Tree::create(&order.environment, order.job.id, order.pids_limit()).or_refuse(attempt)?;
+        holdings.trees.push(tree);
     }
     holdings.write(&folder, Durability::Relaxed).or_refuse(attempt)?;
     folder.write(&environment).or_refuse(attempt)?;
@@ -254,6 +255,7 @@ fn write_job(order: &JobOrder, folder: &EnvironmentFolder, job: &JobFolder) -> i
     gone(fs::remove_dir_all(&draft))?;
     make_private(&draft)?;
     LogFile::open(&draft.join("log"))?;
+    JobFolder::at(draft.clone()).set_room_aside()?;
     crate::supervisor::state::write_json(&draft.join("job.json"), &record, Durability::Durable)?;
     fs::rename(&draft, job.path())?;
     Ok(record)
