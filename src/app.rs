@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Gates};
 use crate::api::{JobLease, RunnerPool, SuspendedEnvironment};
+use crate::clock;
 use crate::host::install::Supervisors;
 use crate::kube_ext::cache::Cache;
 use crate::kube_ext::events::Events;
@@ -116,6 +117,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let gates = Gates::new(shared.clone());
     let server = admin::serve(options.admin_address, gates, stop.clone()).await?;
     tasks.spawn(server);
+    tasks.spawn(clock::follow(shared.client.clone(), stop.clone()));
     tracing::info!(
         identity = shared.identity,
         version = env!("CARGO_PKG_VERSION"),
@@ -205,6 +207,7 @@ async fn synced(shared: &Shared) {
     shared.pools.cache.synced().await;
     shared.leases.cache.synced().await;
     shared.environments.cache.synced().await;
+    clock::learn(&shared.client).await;
 }
 
 /// Acquires a pool, holds it, and gives it up; again and again.

@@ -12,6 +12,7 @@ use kube::ResourceExt;
 use crate::api::SuspendedEnvironment;
 use crate::api::condition;
 use crate::api::suspended_environment::{Phase, SuspendedEnvironmentStatus, Tier};
+use crate::clock;
 use crate::deed::Point;
 use crate::host::link::JobPath;
 use crate::kube_ext::is_conflict;
@@ -95,7 +96,7 @@ pub fn observe<'a>(held: &Held, environment: &'a SuspendedEnvironment) -> Observ
         lease_is_open,
         instance,
         word: held.inventories.word(&origin.instance, id),
-        now: Timestamp::now(),
+        now: clock::now(),
     }
 }
 
@@ -116,7 +117,7 @@ pub fn describe(
     if !findings.iter().any(|finding| finding.type_ == condition::STALLED) {
         status.conditions.retain(|known| known.type_ != condition::STALLED);
     }
-    condition::merge(&mut status.conditions, findings, generation, Timestamp::now());
+    condition::merge(&mut status.conditions, findings, generation, clock::now());
     status.observed_generation = generation;
 }
 

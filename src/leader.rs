@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::PostParams;
@@ -22,6 +21,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::labels;
+use crate::clock;
 use crate::kube_ext::{is_conflict, is_not_found};
 
 /// How long a Lease is good without a renewal.
@@ -277,7 +277,7 @@ impl Claim {
 
     /// Writes the Lease with our name; over `current` only if it has not changed since.
     async fn write(&self, current: Option<&Lease>, epoch: u64) -> Result<Lease, LeaderError> {
-        let now = MicroTime(Timestamp::now());
+        let now = MicroTime(clock::now());
         let acquired = current
             .filter(|lease| holder(lease) == Some(&self.identity))
             .and_then(|lease| lease.spec.as_ref()?.acquire_time.clone());

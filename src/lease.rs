@@ -27,6 +27,7 @@ use tokio::time::Instant;
 
 use crate::api::job_lease::{JobLeaseStatus, LeasePhase};
 use crate::api::{JobLease, condition};
+use crate::clock;
 use crate::deed::Point;
 use crate::gitlab::client::JobCredentials;
 use crate::gitlab::reason::FailureReason;
@@ -284,7 +285,7 @@ impl Driver {
         self.record(&step).await?;
         // (13)
         payload::delete(&self.held.shared, &self.lease).await?;
-        let took = Timestamp::now().duration_since(self.lease.spec.accepted_at.0);
+        let took = clock::now().duration_since(self.lease.spec.accepted_at.0);
         let took = Duration::try_from(took).unwrap_or(Duration::ZERO);
         self.held.shared.metrics.job_reported(&self.held.name, reason.map(FailureReason::as_str), took);
         tracing::info!(
@@ -345,7 +346,7 @@ async fn record_step(held: &Held, lease: &Arc<JobLease>, step: &Step) -> Result<
             &held.shared.identity,
             held.epoch(),
             current.metadata.generation,
-            Timestamp::now(),
+            clock::now(),
         ));
         match held.shared.leases.replace_status(held.deed(step.point()).await, &next).await {
             Ok(written) => {

@@ -14,6 +14,7 @@ pub mod admin;
 pub mod api;
 #[cfg(feature = "operator")]
 pub mod app;
+pub mod clock;
 #[cfg(feature = "operator")]
 pub mod deed;
 #[cfg(feature = "operator")]

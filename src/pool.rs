@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::json;
 use tokio::time::Instant;
@@ -16,6 +15,7 @@ use tracing::Instrument;
 use crate::api::runner_pool::DeletionPolicy;
 use crate::api::{JobLease, RunnerPool, labels};
 use crate::app::Shared;
+use crate::clock;
 use crate::deed::Point;
 use crate::environment;
 use crate::host::keeper::HostState;
@@ -101,7 +101,7 @@ async fn look(held: &Arc<Held>) -> Duration {
         delete(held, &pool).await;
     }
     let until_next =
-        next.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO));
+        next.map(|at| Duration::try_from(at.duration_since(clock::now())).unwrap_or(Duration::ZERO));
     let soonest = until_next.into_iter().chain(status_due).min();
     soonest.map_or(LOOK_INTERVAL, |wait| wait.clamp(Duration::from_millis(20), LOOK_INTERVAL))
 }
@@ -158,7 +158,7 @@ fn collect_finished(held: &Arc<Held>) {
         .filter(|lease| !lease.phase().is_open() && lease.metadata.deletion_timestamp.is_none())
         .collect();
     over.sort_by_key(|lease| std::cmp::Reverse(lease.spec.accepted_at.0));
-    let now = Timestamp::now();
+    let now = clock::now();
     for (index, lease) in over.into_iter().enumerate() {
         let ended_at = lease.status.as_ref().and_then(lease::ended_at).unwrap_or(lease.spec.accepted_at.0);
         let age = Duration::try_from(now.duration_since(ended_at)).unwrap_or(Duration::ZERO);
@@ -327,7 +327,7 @@ async fn write_status(held: &Held) -> Result<Option<Duration>, kube::Error> {
         asking: held.is_asking(),
         holder: &held.shared.identity,
         epoch: held.epoch(),
-        now: Timestamp::now(),
+        now: clock::now(),
     };
     let metrics = &held.shared.metrics;
     metrics.pool(&held.name, view.claimants.len(), pool.spec.concurrency, view.sleepers.len(), held.epoch());

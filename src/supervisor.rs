@@ -23,6 +23,7 @@ pub mod log;
 pub mod process;
 pub mod refuse;
 pub mod release;
+pub mod removal;
 pub mod run;
 pub mod start;
 pub mod stat;

@@ -382,6 +382,7 @@ fn order(host: &Host, environment: &str, job: u64, script: &[&str]) -> JobOrder 
         resume: None,
         notices: Vec::new(),
         log_limit_bytes: 0,
+        pids_limit: 0,
     }
 }
 

@@ -85,6 +85,16 @@ pub struct RunnerPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^(/|~/)[^\x00]+$"), length(max = 255))]
     pub state_dir: Option<String>,
+    /// Kilobytes of log kept of what a job prints; what comes after it is dropped, and the log says so. GitLab has a
+    /// limit of its own (100 megabytes by default), beyond which it fails the job. Default: 4096.
+    #[serde(default = "default_output_limit")]
+    #[schemars(range(min = 1, max = 4_194_304))]
+    pub output_limit: u32,
+    /// Processes and threads that a job may have at a time, so that one that only starts processes does not take the
+    /// host with it. Needs a pids controller there; see condition HostsCapable. Default: 4096.
+    #[serde(default = "default_pids_limit")]
+    #[schemars(range(min = 16, max = 4_194_304))]
+    pub pids_limit: u32,
     /// Whether and when job environments are put to sleep.
     #[serde(default)]
     pub suspension: SuspensionSpec,
@@ -414,6 +424,14 @@ pub(crate) fn conditions_schema(generator: &mut schemars::SchemaGenerator) -> sc
     schema.insert("x-kubernetes-list-map-keys".into(), serde_json::json!(["type"]));
     schema.insert("maxItems".into(), serde_json::json!(32));
     schema
+}
+
+fn default_output_limit() -> u32 {
+    4096
+}
+
+fn default_pids_limit() -> u32 {
+    4096
 }
 
 fn default_concurrency() -> u32 {

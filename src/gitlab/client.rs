@@ -515,7 +515,10 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     if let Some(at) = text_header(headers, "RateLimit-ResetTime")
         && let Ok(zoned) = jiff::fmt::rfc2822::parse(&at)
     {
-        let wait = zoned.timestamp().duration_since(jiff::Timestamp::now());
+        // By the server's own clock, where it says what that shows.
+        let told = text_header(headers, "Date").and_then(|date| jiff::fmt::rfc2822::parse(&date).ok());
+        let now = told.map_or_else(crate::clock::now, |date| date.timestamp());
+        let wait = zoned.timestamp().duration_since(now);
         return Some(Duration::try_from(wait).unwrap_or(Duration::ZERO).max(Duration::from_millis(100)));
     }
     text_header(headers, "Retry-After")?.parse().ok().map(Duration::from_secs)

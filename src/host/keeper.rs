@@ -273,6 +273,9 @@ pub fn limitations(link: &Link) -> Option<String> {
             limitations.push("no writable cgroup: process trees are held by sessions and signals only");
         }
     }
+    if !link.hello.counts_processes {
+        limitations.push("no writable pids controller: spec.pidsLimit is not enforced");
+    }
     (!limitations.is_empty()).then(|| limitations.join("; "))
 }
 

@@ -242,7 +242,6 @@ impl Link {
             Err(_) => Err(LinkError::Slow { verb }),
             Ok(Err(error)) => Err(error),
             Ok(Ok(Some(Frame::Answer(Answer::Job(_))))) => Ok(attached),
-            Ok(Ok(Some(Frame::Answer(Answer::Refused(refusal))))) => Err(LinkError::Refused(refusal)),
             Ok(Ok(Some(_))) => Err(LinkError::Answer { verb }),
             Ok(Ok(None)) => Err(match attached.stream.exit_code {
                 Some(code) => LinkError::Crashed { verb, code, stderr: attached.stream.stderr() },
@@ -270,11 +269,14 @@ impl Attached {
     /// read so far stay in the decoder.
     ///
     /// # Errors
-    /// When the stream is not ours or silent for too long.
+    /// When the stream is not ours, silent for too long, or ended by the supervisor with a refusal: a newer holder
+    /// has shown itself there.
     pub async fn next(&mut self) -> Result<Option<Frame>, LinkError> {
         loop {
-            if let Some(frame) = self.decoder.next_frame()? {
-                return Ok(Some(frame));
+            match self.decoder.next_frame()? {
+                Some(Frame::Answer(Answer::Refused(refusal))) => return Err(LinkError::Refused(refusal)),
+                Some(frame) => return Ok(Some(frame)),
+                None => {}
             }
             match timeout_at(self.heard_at + SILENCE_TIMEOUT, self.stream.next()).await {
                 Err(_) => return Err(LinkError::Ssh(SshError::Lost)),

@@ -75,7 +75,7 @@ pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
 
 fn deadline(driver: &Driver) -> Instant {
     let limit = driver.settings.spec.instance_acquire_timeout.std();
-    let waited = jiff::Timestamp::now().duration_since(driver.lease.spec.accepted_at.0);
+    let waited = crate::clock::now().duration_since(driver.lease.spec.accepted_at.0);
     let waited = std::time::Duration::try_from(waited).unwrap_or_default();
     Instant::now() + limit.saturating_sub(waited)
 }

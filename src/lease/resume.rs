@@ -4,7 +4,6 @@
 //! itself bound. Letting go: the status names no lease and says Suspended (an accident), or the object is deleted
 //! (the script ended and nothing asked for another sleep).
 
-use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
@@ -12,6 +11,7 @@ use super::{DriveError, Driver};
 use crate::api::SuspendedEnvironment;
 use crate::api::runner_pool::SuspensionMode;
 use crate::api::suspended_environment::{BoundLease, Phase, SuspendedEnvironmentStatus, Tier, object_name};
+use crate::clock;
 use crate::deed::Point;
 use crate::environment::check::{self, Refusal, Resumer, Verdict};
 use crate::environment::{self, plan};
@@ -71,7 +71,7 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
         protected: driver.job.is_protected(),
     };
     let identity = &driver.settings.identity;
-    let verdict = check::environment(found.as_deref(), &open, identity, &job, Timestamp::now());
+    let verdict = check::environment(found.as_deref(), &open, identity, &job, clock::now());
     let Some(found) = found else { return Ok(Err(Refusal::Unknown)) };
     let slot = slot_of(&found);
     match verdict {
@@ -173,7 +173,7 @@ pub async fn in_use(driver: &Driver) -> Result<(), DriveError> {
     }
     write(driver, Point::EnvironmentInUse, &found, |status| {
         status.phase = Some(Phase::InUse);
-        status.last_resumed_at = Some(Time(Timestamp::now()));
+        status.last_resumed_at = Some(Time(clock::now()));
     })
     .await?;
     driver.held.shared.metrics.environment(&driver.held.name, EnvironmentOutcome::Resumed);

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::conclude::{bury, conclude, conclude_sealed};
@@ -15,6 +14,7 @@ use super::record::Step;
 use super::stream::{Streamed, Streaming, stream};
 use super::{DriveError, Driver, resume, suspend, wish};
 use crate::api::job_lease::LeasePhase;
+use crate::clock;
 use crate::deed::Point;
 use crate::gitlab::reason::FailureReason;
 use crate::gitlab::trace::Trace;
@@ -176,7 +176,8 @@ fn build_order(driver: &Driver, link: &Link) -> JobOrder {
         suspend: wish.plan,
         resume: resume::bound(driver).map(|environment| resume::order(&environment)),
         notices: suspend::announcement(driver, wish).into_iter().collect(),
-        log_limit_bytes: 0,
+        log_limit_bytes: u64::from(settings.spec.output_limit) * 1024,
+        pids_limit: settings.spec.pids_limit,
     }
 }
 
@@ -191,7 +192,10 @@ async fn understand(driver: &Driver, link: &Arc<Link>, error: LinkError) -> Unat
         |message: String| Unattached::Refused { reason: FailureReason::RunnerSystemFailure, message };
     let Some(refusal) = error.refusal().cloned() else { return broken(error.to_string()) };
     match refusal.reason {
-        RefusalReason::StaleEpoch { .. } => Unattached::Drive(error.into()),
+        RefusalReason::StaleEpoch { seen } => {
+            driver.held.outrun(seen);
+            Unattached::Drive(error.into())
+        }
         RefusalReason::SlotTaken => {
             // A job that is over may not have been removed there yet. Once it is, this one starts.
             if let Some((instance, _)) = driver.lease.place() {
@@ -235,7 +239,7 @@ async fn give_up(driver: &mut Driver) -> Result<(), DriveError> {
         "instance {instance} has not been reachable for {} s (spec.connectionGrace)",
         grace.as_secs()
     );
-    let note = format!("{message}; last seen {}", Timestamp::now());
+    let note = format!("{message}; last seen {}", clock::now());
     driver.held.shared.events.warning(driver.lease.as_ref(), "InstanceLost", "Attach", note).await;
     resume::back_to_sleep(driver, &message).await?;
     driver.end_with_tail(None, FailureReason::RunnerSystemFailure, &message).await

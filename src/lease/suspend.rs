@@ -23,6 +23,7 @@ use crate::api::suspended_environment::{
     Origin, Phase, ScriptOutcome, SuspendedEnvironmentSpec, Tier, object_name,
 };
 use crate::api::{SuspendedEnvironment, labels};
+use crate::clock;
 use crate::deed::Point;
 use crate::environment::limits::{self, Limits, OverLimit, Population};
 use crate::environment::plan::HostWord;
@@ -206,7 +207,7 @@ fn object(driver: &Driver, record: &JobRecord, name: &str, workspace_path: Strin
 /// Expiry and its ceiling, in whole seconds, from now.
 fn times(driver: &Driver) -> (Time, Time) {
     let retention = &driver.settings.spec.retention;
-    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+    let now = Timestamp::from_second(clock::now().as_second()).unwrap_or_default();
     let after = |wait: Duration| {
         let wait = SignedDuration::try_from(wait.std()).unwrap_or(SignedDuration::MAX);
         Time(now.checked_add(wait).unwrap_or(Timestamp::MAX))
@@ -224,7 +225,7 @@ async fn write_asleep(
         // An earlier holder came this far.
         return Ok(());
     }
-    let suspended_at = Time(Timestamp::now());
+    let suspended_at = Time(clock::now());
     resume::write(driver, Point::EnvironmentAsleep, environment, |status| {
         status.revision += u32::from(status.bound_lease.take().is_some());
         status.phase = Some(Phase::Suspended);

@@ -282,6 +282,12 @@ impl Held {
         lock(&self.busy).contains(lease)
     }
 
+    /// A host has seen a higher epoch. If the Lease is still ours it was deleted or restored, and is raised above it;
+    /// if it is not, raising fails and ends the tenure.
+    pub fn outrun(&self, seen: u64) {
+        self.tenure.raise_above(seen);
+    }
+
     pub(super) fn adjust_hosts(self: &Arc<Self>, pool: &RunnerPool, settings: &Settings) {
         let recorded: Vec<HostStatus> =
             pool.status.as_ref().map(|status| status.hosts.clone()).unwrap_or_default();
@@ -303,8 +309,7 @@ impl Held {
         );
         for host in self.hosts.view() {
             if let HostState::Fenced { seen } = host.state {
-                // The Lease is still ours, or this task would be gone: it was deleted or restored.
-                self.tenure.raise_above(seen);
+                self.outrun(seen);
             }
         }
     }

@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use kube::core::ObjectMeta;
@@ -21,6 +20,7 @@ use crate::api::job_lease::{self, JobLease, JobLeaseSpec};
 use crate::api::key::{EnvironmentId, EnvironmentKey};
 use crate::api::labels;
 use crate::api::runner_pool::Mode;
+use crate::clock;
 use crate::deed::{Deed, Point};
 use crate::gitlab::client::{JobCredentials, RequestAnswer};
 use crate::gitlab::wire::JobPayload;
@@ -230,7 +230,7 @@ fn lease_of(held: &Held, settings: &Settings, job: &JobPayload, parts: usize) ->
             environment_id: environment.to_string(),
             resume_from: resume_from.map(|key| clipped(&key, 2048)),
             timeout_seconds: job.timeout_seconds(),
-            accepted_at: Time(Timestamp::now()),
+            accepted_at: Time(clock::now()),
             payload_parts: u32::try_from(parts).unwrap_or(u32::MAX),
         },
         status: None,

@@ -142,6 +142,7 @@ async fn tidy(held: &Held, host: &str, link: &Link) {
         list.insert(environment);
     }
     known.owned.extend(held.environments().iter().map(|environment| environment.spec.environment_id.clone()));
+<<<<<<< HEAD
     for environment in held.inventories.sweep(host, &known, Timestamp::now()) {
         // Two watches may lag by different times: the API server itself says whether an object owns it.
         let name = object_name(&held.name, &environment);
@@ -153,6 +154,9 @@ async fn tidy(held: &Held, host: &str, link: &Link) {
                 continue;
             }
         }
+=======
+    for environment in held.inventories.sweep(host, &known, clock::now()) {
+>>>>>>> hosts
         match link.release(held.deed(Point::LeftoverRemoved).await, &environment, true).await {
             Ok(()) => {
                 tracing::info!(pool = held.name, host, environment, "removed a leftover from the host");

@@ -35,6 +35,16 @@ pub struct JobOrder {
     pub notices: Vec<String>,
     /// Bytes of log kept; 0 means [`DEFAULT_LOG_LIMIT`].
     pub log_limit_bytes: u64,
+    /// How many processes and threads the job may have at a time; 0 means [`DEFAULT_PIDS_LIMIT`].
+    #[serde(default)]
+    pub pids_limit: u32,
+}
+
+impl JobOrder {
+    /// How many processes and threads the job may have at a time.
+    pub fn pids_limit(&self) -> u32 {
+        if self.pids_limit == 0 { DEFAULT_PIDS_LIMIT } else { self.pids_limit }
+    }
 }
 
 impl fmt::Debug for JobOrder {
@@ -49,6 +59,10 @@ impl fmt::Debug for JobOrder {
 
 /// Bytes of log kept when the order names no limit: GitLab's own default of 4 MiB.
 pub const DEFAULT_LOG_LIMIT: u64 = 4 * 1024 * 1024;
+
+/// Processes and threads of a job when the order names no limit: more than builds use, and far fewer than make a host
+/// unreachable.
+pub const DEFAULT_PIDS_LIMIT: u32 = 4096;
 
 /// How the slots of one host are kept apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

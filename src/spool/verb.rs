@@ -63,6 +63,9 @@ pub struct Hello {
     pub root: bool,
     /// How processes can be frozen and killed as a tree.
     pub cgroup: CgroupSupport,
+    /// Whether the number of a job's processes can be limited.
+    #[serde(default)]
+    pub counts_processes: bool,
     /// Programs a job needs that are missing, such as `git`.
     pub missing_programs: Vec<String>,
     /// The claim after this call.

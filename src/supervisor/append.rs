@@ -2,14 +2,13 @@
 //!
 //! A line is first written to a journal with its place in the log, then to the log, both under the log's lock. If
 //! the process dies in between, the next call finds the line in the journal but not, or not all, in the log, and
-//! completes it. Sealing is an append with a name of its own, and a mark in the record after it.
+//! completes it; so it is where the disk was full, with the room the job has set aside. Sealing is an append with a name of its own, and a mark in the record after it.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::arguments::JobName;
@@ -19,6 +18,7 @@ use super::log::laid_out;
 use super::process;
 use super::refuse::{OrRefuse, not_found, refusal};
 use super::state::{Durability, JobFolder, StateFolder};
+use crate::clock;
 use crate::spool::record::{JobRecord, JobState};
 use crate::spool::verb::{LogEnd, Refusal, RefusalReason};
 
@@ -55,7 +55,7 @@ pub fn append(
         let message = format!("the log of job {} is sealed", name.id);
         return Err(refusal(RefusalReason::Sealed, message));
     }
-    write_once(&mut locked, &job, &id, text, record.timestamps).or_refuse(attempt)?;
+    job.with_room(|| write_once(&mut locked, &job, &id, text, record.timestamps)).or_refuse(attempt)?;
     locked.summary().or_refuse(attempt)
 }
 
@@ -74,10 +74,12 @@ pub fn seal(state: &StateFolder, name: &JobName, epoch: u64, text: &str) -> Resu
             let message = format!("job {} still runs; cancel it first", name.id);
             return Err(refusal(RefusalReason::InUse, message));
         }
-        write_once(&mut locked, &job, SEAL, text, record.timestamps).or_refuse(attempt)?;
+        job.with_room(|| write_once(&mut locked, &job, SEAL, text, record.timestamps)).or_refuse(attempt)?;
         locked.sync().or_refuse(attempt)?;
         let sealed = JobRecord { sealed: true, ..record };
-        job.write(&sealed, Durability::Durable).or_refuse("failed to write the job's record")?;
+        job.with_room(|| job.write(&sealed, Durability::Durable))
+            .or_refuse("failed to write the job's record")?;
+        job.use_room_aside().or_refuse("failed to give back the room that was set aside")?;
     }
     locked.summary().or_refuse(attempt)
 }
@@ -118,7 +120,7 @@ fn write_once(
     let end = log.end()?;
     let mut laid = if end.within_line { "\n".to_owned() } else { String::new() };
     let lines = format!("{}\n", text.trim_end_matches('\n'));
-    laid.push_str(&String::from_utf8_lossy(&laid_out(&lines, timestamps, Timestamp::now())));
+    laid.push_str(&String::from_utf8_lossy(&laid_out(&lines, timestamps, clock::now())));
     let entry = Entry { id: id.to_owned(), offset: end.length, text: laid };
     note(&journal, &entry)?;
     log.write(entry.text.as_bytes())

@@ -121,8 +121,8 @@ pub struct JobName {
 /// How a program is started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LaunchOptions {
-    /// File to write oneself into.
-    pub door: Option<PathBuf>,
+    /// Files to write oneself into.
+    pub doors: Vec<PathBuf>,
     /// User to become.
     pub ids: Option<Ids>,
     /// Folder to delete instead of starting a program.
@@ -291,7 +291,7 @@ impl Options {
             None
         };
         Ok(LaunchOptions {
-            door: self.take("--door").map(PathBuf::from),
+            doors: std::iter::from_fn(|| self.take("--door")).map(PathBuf::from).collect(),
             ids,
             remove: self.take("--remove").map(PathBuf::from),
             program: std::mem::take(&mut self.program),
@@ -353,11 +353,12 @@ mod tests {
     #[test]
     fn launch_takes_a_program_with_its_own_options() {
         let Verb::Launch(options) =
-            read("launch --uid 5 --gid 6 --groups 7,8 --door /d -- bash --norc").unwrap().verb
+            read("launch --uid 5 --gid 6 --groups 7,8 --door /d --door /e -- bash --norc").unwrap().verb
         else {
             panic!("no launch");
         };
         assert_eq!(options.ids, Some(Ids { uid: 5, gid: 6, groups: vec![7, 8] }));
         assert_eq!(options.program, ["bash", "--norc"]);
+        assert_eq!(options.doors.len(), 2);
     }
 }

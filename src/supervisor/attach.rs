@@ -1,6 +1,7 @@
 //! `attach`: streams a job's log and record as frames, from an offset on, until the log is sealed and sent.
 //!
-//! Only reads. Ends early when nobody reads the stream any more. A job whose process is dead is told as such; the
+//! Only reads. Ends early when nobody reads the stream any more, and with a refusal when a newer holder has shown
+//! itself on the host: the one that reads here has lost the right to speak for the job. A job whose process is dead is told as such; the
 //! stream then stays open, because what the operator appends next is part of it.
 
 use std::io::{self, Write};
@@ -37,7 +38,7 @@ const CHUNK: usize = 64 * 1024;
 /// When standard output breaks.
 pub fn attach(state: &StateFolder, name: &JobName, from: u64, epoch: u64) -> io::Result<()> {
     match find(state, name, epoch) {
-        Ok((job, record)) => stream(&job, record, from),
+        Ok((job, record)) => stream(state, &job, record, Reader { from, epoch }),
         Err(refusal) => only(Answer::Refused(refusal)),
     }
 }
@@ -61,13 +62,22 @@ pub fn only(answer: Answer) -> io::Result<()> {
     send(&[Frame::Answer(answer)])
 }
 
+/// Who reads a stream.
+#[derive(Debug, Clone, Copy)]
+pub struct Reader {
+    /// Offset of the first byte of the log that is wanted.
+    pub from: u64,
+    /// The holder's epoch.
+    pub epoch: u64,
+}
+
 /// Writes the answer and then everything about the job as it comes.
 ///
 /// # Errors
 /// When standard output breaks or the job's files cannot be read.
-pub fn stream(job: &JobFolder, record: JobRecord, from: u64) -> io::Result<()> {
-    let notices = Notices::new(job, &record)?;
-    let mut log = LogReader::open(&job.log(), from)?;
+pub fn stream(state: &StateFolder, job: &JobFolder, record: JobRecord, reader: Reader) -> io::Result<()> {
+    let notices = Notices::new(state, job, &record)?;
+    let mut log = LogReader::open(&job.log(), reader.from)?;
     let Some(mut shown) = look(job, &record)? else { return Ok(()) };
     send(&[
         Frame::Answer(Answer::Job(Box::new(shown.record.clone()))),
@@ -76,6 +86,9 @@ pub fn stream(job: &JobFolder, record: JobRecord, from: u64) -> io::Result<()> {
     let mut last_sent = Instant::now();
     let mut changed = true;
     loop {
+        if changed && let Some(refusal) = claim::outrun(state, reader.epoch)? {
+            return only(Answer::Refused(refusal));
+        }
         // The record before the log: what was written before a seal is then read after seeing the seal.
         let now = if changed { look(job, &shown.record)? } else { Some(shown.clone()) };
         let Some(now) = now else { return Ok(()) };
@@ -158,9 +171,11 @@ struct Notices {
 }
 
 impl Notices {
-    fn new(job: &JobFolder, record: &JobRecord) -> io::Result<Self> {
+    fn new(state: &StateFolder, job: &JobFolder, record: &JobRecord) -> io::Result<Self> {
         let files = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).and_then(|files| {
             inotify::add_watch(&files, job.path(), WatchFlags::MODIFY | WatchFlags::MOVED_TO)?;
+            // The host's claim is replaced here when a newer holder shows itself.
+            inotify::add_watch(&files, state.root(), WatchFlags::MOVED_TO)?;
             Ok(files)
         });
         let runner =

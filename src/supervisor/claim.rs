@@ -44,6 +44,15 @@ pub fn read(state: &StateFolder) -> io::Result<Option<Claim>> {
     read_json(&state.claim())
 }
 
+/// Why a holder that was admitted at an epoch is not any more, if that is so. Takes no lock: a claim only ever rises.
+///
+/// # Errors
+/// When the claim cannot be read.
+pub fn outrun(state: &StateFolder, epoch: u64) -> io::Result<Option<Refusal>> {
+    let Some(seen) = read(state)? else { return Ok(None) };
+    Ok(judge(Some(&seen), Caller { pool_uid: None, pool: None, epoch }).err())
+}
+
 fn judge(seen: Option<&Claim>, caller: Caller<'_>) -> Result<Claim, Refusal> {
     let Some(seen) = seen else {
         return Ok(Claim {

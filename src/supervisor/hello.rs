@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use super::claim::{self, Caller};
 use super::process;
 use super::refuse::OrRefuse;
+use super::start;
 use super::state::StateFolder;
 use super::tree;
 use crate::spool::verb::{Hello, Refusal};
@@ -25,6 +26,7 @@ pub fn hello(state: &StateFolder, pool: &str, pool_uid: &str, epoch: u64) -> Res
         claim::admit(state, Caller { pool_uid: Some(pool_uid), pool: Some(pool), epoch })?
     };
     let system = rustix::system::uname();
+    let (cgroup, counts_processes) = tree::support();
     Ok(Hello {
         protocol: PROTOCOL,
         formats: (1..=FORMAT).collect(),
@@ -33,7 +35,8 @@ pub fn hello(state: &StateFolder, pool: &str, pool_uid: &str, epoch: u64) -> Res
         hostname: system.nodename().to_string_lossy().into_owned(),
         boot_id: process::boot_id().or_refuse("failed to read the boot id")?,
         root: rustix::process::geteuid().is_root(),
-        cgroup: tree::support(),
+        cgroup,
+        counts_processes: counts_processes || start::runs_under_systemd(),
         missing_programs: missing_programs(),
         claim,
     })

@@ -16,30 +16,31 @@ use rustix::fs::Mode;
 use rustix::process::{Gid, Uid};
 
 use super::arguments::LaunchOptions;
+use super::removal;
 use super::user::JobUser;
 
 /// Exit code when the program could not be started, as shells use it.
 const CANNOT_START: u8 = 126;
 
 /// A command that starts `program` in a tree and as a user; arguments may be added.
-pub fn command(door: Option<PathBuf>, user: Option<&JobUser>, program: &str) -> Command {
-    let mut command = prepare(door, user);
+pub fn command(doors: Vec<PathBuf>, user: Option<&JobUser>, program: &str) -> Command {
+    let mut command = prepare(doors, user);
     command.arg("--").arg(program);
     command
 }
 
 /// A command that deletes `path` as a user: whatever the user put in its way, it can only hit the user's own files.
 pub fn removal(user: &JobUser, path: &Path) -> Command {
-    let mut command = prepare(None, Some(user));
+    let mut command = prepare(Vec::new(), Some(user));
     command.arg("--remove").arg(path);
     command
 }
 
-fn prepare(door: Option<PathBuf>, user: Option<&JobUser>) -> Command {
+fn prepare(doors: Vec<PathBuf>, user: Option<&JobUser>) -> Command {
     // The link leads to this very binary, also when an upgrade has replaced or deleted its file.
     let mut command = Command::new("/proc/self/exe");
     command.arg("launch");
-    if let Some(door) = door {
+    for door in doors {
         command.arg("--door").arg(door);
     }
     if let Some(user) = user {
@@ -63,7 +64,7 @@ pub fn run(options: &LaunchOptions) -> ExitCode {
 
 fn become_program(options: &LaunchOptions) -> io::Result<()> {
     let said = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
-    if let Some(door) = &options.door {
+    for door in &options.doors {
         fs::write(door, "0").map_err(|error| said("failed to join the job's cgroup", error))?;
     }
     // Fails only for a session's leader, which is what is wanted.
@@ -78,18 +79,11 @@ fn become_program(options: &LaunchOptions) -> io::Result<()> {
             .map_err(|error| said("failed to become the job's user", error.into()))?;
     }
     if let Some(path) = &options.remove {
-        return remove(path).map_err(|error| said(&format!("failed to delete {}", path.display()), error));
+        return removal::remove(path)
+            .map_err(|error| said(&format!("failed to delete {}", path.display()), error));
     }
     let mut words = options.program.iter();
     let program: &OsString = words.next().ok_or_else(|| io::Error::other("launch needs a program"))?;
     let error = Command::new(program).args(words).exec();
     Err(said(&format!("failed to start {}", program.display()), error))
-}
-
-/// Deletes a folder tree without following links.
-///
-/// # Errors
-/// When something in it cannot be deleted.
-pub fn remove(path: &Path) -> io::Result<()> {
-    super::state::gone(fs::remove_dir_all(path))
 }

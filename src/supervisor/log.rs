@@ -22,6 +22,7 @@ use self::mask::PhraseMask;
 use self::redact::{ParameterRedactor, PrefixRedactor};
 use self::timestamp::{LineLayout, Stream};
 use self::utf8::Utf8Repair;
+use crate::clock;
 
 /// What the log hides and how it looks.
 #[derive(Debug)]
@@ -44,6 +45,7 @@ pub struct JobLog {
     layout: LineLayout,
     limit: u64,
     full: bool,
+    torn: bool,
     stream: Stream,
 }
 
@@ -65,6 +67,7 @@ impl JobLog {
             layout: LineLayout::new(style.timestamps),
             limit: style.limit,
             full: false,
+            torn: false,
             stream: Stream::Runner,
         })
     }
@@ -132,16 +135,17 @@ impl JobLog {
         if shown.is_empty() || self.full {
             return Ok(());
         }
-        let Self { file, layout, limit, full, stream, .. } = self;
-        file.append(|end| {
-            if end.written_by_others {
+        let Self { file, layout, limit, full, stream, torn, .. } = self;
+        let written = file.append(|end| {
+            let begins_anew = end.written_by_others || *torn;
+            if begins_anew {
                 layout.restart();
             }
             let mut laid_out = Vec::with_capacity(shown.len() + 64);
-            if end.within_line && end.written_by_others {
+            if end.within_line && begins_anew {
                 laid_out.push(b'\n');
             }
-            layout.push(*stream, shown, Timestamp::now(), &mut laid_out);
+            layout.push(*stream, shown, clock::now(), &mut laid_out);
             let room = usize::try_from(limit.saturating_sub(end.length)).unwrap_or(usize::MAX);
             if laid_out.len() > room {
                 *full = true;
@@ -150,10 +154,13 @@ impl JobLog {
                 if laid_out.last().is_none_or(|byte| *byte != b'\n') {
                     laid_out.push(b'\n');
                 }
-                layout.push(Stream::Runner, limit_notice(*limit).as_bytes(), Timestamp::now(), &mut laid_out);
+                layout.push(Stream::Runner, limit_notice(*limit).as_bytes(), clock::now(), &mut laid_out);
             }
             laid_out
-        })
+        });
+        // What a full disk has cut short is not continued: the rest of it is lost.
+        *torn = written.is_err();
+        written
     }
 }
 

@@ -28,7 +28,13 @@ pub trait OrRefuse<T> {
 
 impl<T> OrRefuse<T> for io::Result<T> {
     fn or_refuse(self, attempt: impl Display) -> Result<T, Refusal> {
-        self.map_err(|error| refusal(RefusalReason::HostFailure, format!("{attempt}: {error}")))
+        self.map_err(|error| {
+            let reason = match error.kind() {
+                io::ErrorKind::Unsupported => RefusalReason::Unsupported,
+                _ => RefusalReason::HostFailure,
+            };
+            refusal(reason, format!("{attempt}: {error}"))
+        })
     }
 }
 

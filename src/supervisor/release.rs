@@ -12,7 +12,7 @@ use super::claim::{self, Caller};
 use super::holdings::Holdings;
 use super::process;
 use super::refuse::{OrRefuse, refusal};
-use super::state::{EnvironmentFolder, StateFolder};
+use super::state::{EnvironmentFolder, StateFolder, is_full};
 use super::suspend::owner;
 use super::workspace;
 use crate::spool::record::{EnvironmentPhase, EnvironmentRecord, JobState, ProcessIdentity};
@@ -41,7 +41,12 @@ pub fn release(state: &StateFolder, id: &str, force: bool, epoch: u64) -> Result
     };
     end_job(&folder, &record, force)?;
     let releasing = EnvironmentRecord { phase: EnvironmentPhase::Releasing, ..record };
-    folder.write(&releasing).or_refuse("failed to write the environment's record")?;
+    match folder.job(releasing.job_id).with_room(|| folder.write(&releasing)) {
+        // Deleting is what makes room. Without the mark a death in between leaves an environment whose workspace is
+        // gone, which no job can resume, and which the next release removes.
+        Err(error) if is_full(&error) => {}
+        written => written.or_refuse("failed to write the environment's record")?,
+    }
     let holdings = Holdings::read(&folder).or_refuse("failed to read the environment's holdings")?;
     holdings.kill().or_refuse("failed to end the environment's processes")?;
     let user = owner(&releasing).or_refuse("failed to read the host's users")?;

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use super::attach;
+use super::attach::{self, Reader};
 use super::refuse::{OrRefuse, refusal, unsupported};
 use super::run::LONGEST_ORDER;
 use super::state::StateFolder;
@@ -22,7 +22,7 @@ pub fn start(state: &StateFolder, from: u64) -> io::Result<()> {
     match hand_over(state) {
         Ok((order, Answer::Job(record))) => {
             let job = state.environment(&order.environment).job(record.job_id);
-            attach::stream(&job, *record, from)
+            attach::stream(state, &job, *record, Reader { from, epoch: order.epoch })
         }
         Ok((_, answer)) => attach::only(answer),
         Err(refusal) => attach::only(Answer::Refused(refusal)),
@@ -36,7 +36,7 @@ fn hand_over(state: &StateFolder) -> Result<(JobOrder, Answer), Refusal> {
         .map_err(|error| unsupported(format!("the order cannot be read: {error}")))?;
     if runs_under_systemd() {
         // Without systemd-run's help the job still runs; logind may then end it with the connection.
-        if let Ok(answer) = run_in(scope(state), &text) {
+        if let Ok(answer) = run_in(scope(state, &order), &text) {
             return Ok((order, answer));
         }
     }
@@ -50,16 +50,22 @@ fn plain(state: &StateFolder) -> Command {
     command
 }
 
-/// A scope of its own, which a login session's end does not touch, and in which cgroups may be made.
-fn scope(state: &StateFolder) -> Command {
+/// What a scope may have beyond the job's own processes: the supervisor's.
+const OWN_PROCESSES: u32 = 16;
+
+/// A scope of its own, which a login session's end does not touch, in which cgroups may be made, and whose processes
+/// systemd lets the kernel count.
+fn scope(state: &StateFolder, order: &JobOrder) -> Command {
     let mut command = Command::new("systemd-run");
-    command.args(["--scope", "--quiet", "--collect", "--property=Delegate=yes", "--"]);
+    let most = format!("--property=TasksMax={}", order.pids_limit().saturating_add(OWN_PROCESSES));
+    command.args(["--scope", "--quiet", "--collect", "--property=Delegate=yes", &most, "--"]);
     let own = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
     command.arg(own).arg("run").arg("--state-dir").arg(state.root());
     command
 }
 
-fn runs_under_systemd() -> bool {
+/// Whether jobs get a scope of their own from systemd.
+pub fn runs_under_systemd() -> bool {
     rustix::process::geteuid().is_root() && Path::new("/run/systemd/system").is_dir()
 }
 

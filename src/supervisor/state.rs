@@ -8,10 +8,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-use serde::Serialize;
+use rustix::fs::{FallocateFlags, FlockOperation, flock};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
+use crate::spool::FORMAT;
 use crate::spool::record::{EnvironmentRecord, JobRecord};
 
 /// The state folder of root and of whoever may write there.
@@ -19,6 +20,10 @@ const SYSTEM_FOLDER: &str = "/var/lib/dormouse";
 
 /// Prefix of a folder that is being deleted.
 const DOOMED: &str = ".doomed-";
+
+/// What a job sets aside on the disk for its last words: the end of its log and its result are told even where the
+/// job, or a neighbour, has filled the disk.
+const SET_ASIDE: u64 = 64 * 1024;
 
 /// The state folder.
 #[derive(Debug, Clone)]
@@ -202,6 +207,11 @@ pub struct JobFolder {
 }
 
 impl JobFolder {
+    /// A folder that is not in its place yet.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// The folder itself.
     pub fn path(&self) -> &Path {
         &self.path
@@ -225,6 +235,48 @@ impl JobFolder {
     /// The wish to cancel.
     pub fn cancel(&self) -> PathBuf {
         self.path.join("cancel")
+    }
+
+    /// What is set aside for the job's last words.
+    fn reserve(&self) -> PathBuf {
+        self.path.join("reserve")
+    }
+
+    /// Sets room aside for the job's last words.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn set_room_aside(&self) -> io::Result<()> {
+        let path = self.reserve();
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, SET_ASIDE) {
+            // A file system that cannot promise room is written to, which most take for a promise.
+            Err(rustix::io::Errno::OPNOTSUPP) => (&file).write_all(&vec![0; SET_ASIDE as usize]),
+            set_aside => Ok(set_aside?),
+        }
+    }
+
+    /// Gives the room that was set aside to whoever writes next.
+    ///
+    /// # Errors
+    /// When the disk cannot be written to.
+    pub fn use_room_aside(&self) -> io::Result<()> {
+        gone(fs::remove_file(self.reserve()))
+    }
+
+    /// Does something that writes, once more with the room that was set aside if the disk is full. What is done must
+    /// bear being done twice.
+    ///
+    /// # Errors
+    /// When it fails all the same.
+    pub fn with_room<T>(&self, mut write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        match write() {
+            Err(error) if is_full(&error) => {
+                self.use_room_aside()?;
+                write()
+            }
+            written => written,
+        }
     }
 
     /// Reads the record; `None` when there is no such job.
@@ -266,18 +318,36 @@ pub fn make_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
+/// What every file of ours says first: the format it is written in.
+#[derive(Deserialize)]
+struct Stamp {
+    #[serde(default)]
+    format: u32,
+}
+
 /// Reads a JSON file; `None` when there is none.
 ///
 /// # Errors
-/// When it cannot be read or is not what it should be.
+/// When it cannot be read, is not what it should be, or is of a format that only a newer supervisor knows (of kind
+/// [`io::ErrorKind::Unsupported`]).
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| io::Error::other(format!("{}: {error}", path.display()))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let unreadable = |error| io::Error::other(format!("{}: {error}", path.display()));
+    // The stamp first: what a newer format says besides may look like anything.
+    let Stamp { format } = serde_json::from_slice(&bytes).map_err(unreadable)?;
+    if format > FORMAT {
+        let message = format!(
+            "{} is of format {format}, this supervisor knows formats up to {FORMAT}: an operator of a newer version \
+             has been here; use that one again",
+            path.display()
+        );
+        return Err(io::Error::new(io::ErrorKind::Unsupported, message));
     }
+    serde_json::from_slice(&bytes).map(Some).map_err(unreadable)
 }
 
 /// Replaces a JSON file.
@@ -297,11 +367,20 @@ pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<
     draft.push(format!(".{}.tmp", std::process::id()));
     let draft = PathBuf::from(draft);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    file.write_all(bytes)?;
-    if durability == Durability::Durable {
-        file.sync_all()?;
+    let replaced = file
+        .write_all(bytes)
+        .and_then(|()| if durability == Durability::Durable { file.sync_all() } else { Ok(()) })
+        .and_then(|()| fs::rename(&draft, path));
+    if replaced.is_err() {
+        // Half a draft on a full disk would only keep it full.
+        let _left = fs::remove_file(&draft);
     }
-    fs::rename(&draft, path)
+    replaced
+}
+
+/// Whether there is no room on the disk, or no more for this user.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Reads "not there" as done.

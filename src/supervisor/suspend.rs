@@ -6,8 +6,6 @@
 
 use std::io;
 
-use jiff::Timestamp;
-
 use super::arguments::JobName;
 use super::claim::{self, Caller};
 use super::context;
@@ -18,6 +16,7 @@ use super::state::{Durability, EnvironmentFolder, StateFolder};
 use super::tree::Tree;
 use super::user::{self, JobUser};
 use super::workspace::{self, Workspace};
+use crate::clock;
 use crate::spool::order::Isolation;
 use crate::spool::record::{Context, EnvironmentPhase, EnvironmentRecord, Freezer, JobState};
 use crate::spool::verb::{Refusal, RefusalReason};
@@ -72,7 +71,7 @@ pub fn suspend(state: &StateFolder, name: &JobName, epoch: u64) -> Result<Enviro
             workspace_bytes: None,
         }),
         boot_id: process::boot_id().or_refuse("failed to read the boot id")?,
-        since: Timestamp::now(),
+        since: clock::now(),
         ..record
     };
     folder.write(&asleep).or_refuse("failed to write the environment's record")?;

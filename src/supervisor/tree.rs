@@ -34,6 +34,9 @@ pub struct Tree {
     pub boot_id: String,
     /// What holds them.
     pub holder: Holder,
+    /// The folder of the cgroup v1 pids controller that counts them, where counting is apart from holding.
+    #[serde(default)]
+    pub counter: Option<PathBuf>,
 }
 
 /// What holds a tree of processes.
@@ -54,15 +57,21 @@ pub enum Holder {
 }
 
 impl Tree {
-    /// A new, empty tree by the best means of the host.
+    /// A new, empty tree by the best means of the host, for at most so many processes where the host can count them.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
-    pub fn create(environment: &str, job_id: u64) -> io::Result<Self> {
+    pub fn create(environment: &str, job_id: u64, most: u32) -> io::Result<Self> {
         // The process id keeps apart supervisors with state folders of their own.
         let name = format!("dormouse-{environment}-{job_id}-{}", std::process::id());
         let holder = cgroup::create(&name).unwrap_or_else(|| Holder::Marked(Marked::new(&name)));
-        Ok(Self { job_id, name, boot_id: process::boot_id()?, holder })
+        let counter = match &holder {
+            Holder::CgroupV2 { path } if cgroup::limit(path, most) => None,
+            Holder::CgroupV2 { .. } | Holder::CgroupV1 { .. } | Holder::Marked(_) => {
+                cgroup::create_counter(&name, most)
+            }
+        };
+        Ok(Self { job_id, name, boot_id: process::boot_id()?, holder, counter })
     }
 
     /// Whether its processes can still be there.
@@ -70,12 +79,24 @@ impl Tree {
         process::boot_id().is_ok_and(|boot| boot == self.boot_id)
     }
 
-    /// The file a process writes itself into to join, if there is one.
-    pub fn door(&self) -> Option<PathBuf> {
-        match &self.holder {
-            Holder::CgroupV2 { path } | Holder::CgroupV1 { path } => Some(path.join("cgroup.procs")),
+    /// The files a process writes itself into to join.
+    pub fn doors(&self) -> Vec<PathBuf> {
+        let held = match &self.holder {
+            Holder::CgroupV2 { path } | Holder::CgroupV1 { path } => Some(path),
             Holder::Marked(_) => None,
-        }
+        };
+        held.into_iter().chain(&self.counter).map(|path| path.join("cgroup.procs")).collect()
+    }
+
+    /// How often a process was refused because there were as many as may be.
+    pub fn refusals(&self) -> u64 {
+        let counted = match &self.holder {
+            // Its scope's limit is counted above it.
+            Holder::CgroupV2 { path } => path.parent().into_iter().chain([path.as_path()]).collect(),
+            Holder::CgroupV1 { .. } | Holder::Marked(_) => Vec::new(),
+        };
+        let folders = counted.into_iter().chain(self.counter.as_deref());
+        folders.map(cgroup::refusals).max().unwrap_or_default()
     }
 
     /// Its processes now.
@@ -150,10 +171,11 @@ impl Tree {
     /// # Errors
     /// When some are still there.
     pub fn remove(&self) -> io::Result<()> {
-        match &self.holder {
-            Holder::CgroupV2 { path } | Holder::CgroupV1 { path } => cgroup::remove(path),
-            Holder::Marked(_) => Ok(()),
-        }
+        let held = match &self.holder {
+            Holder::CgroupV2 { path } | Holder::CgroupV1 { path } => Some(path),
+            Holder::Marked(_) => None,
+        };
+        held.into_iter().chain(&self.counter).try_for_each(|path| cgroup::remove(path))
     }
 
     /// The name of the means, for the record.
@@ -166,18 +188,24 @@ impl Tree {
     }
 }
 
-/// What the host offers, found out by trying.
-pub fn support() -> CgroupSupport {
+/// What the host offers, found out by trying: what holds a tree, and whether its processes can be counted.
+pub fn support() -> (CgroupSupport, bool) {
     let name = format!("dormouse-probe-{}", std::process::id());
-    match cgroup::create(&name) {
+    let counter = cgroup::create_counter(&name, 1);
+    let mut counts = counter.is_some();
+    // What cannot be removed is an empty folder that nobody uses, here and below.
+    let _left = counter.map(|path| cgroup::remove(&path));
+    let support = match cgroup::create(&name) {
         Some(Holder::CgroupV2 { path }) => {
+            counts |= cgroup::is_counted(&path);
             cgroup::remove(&path).map_or(CgroupSupport::None, |()| CgroupSupport::V2)
         }
         Some(Holder::CgroupV1 { path }) => {
             cgroup::remove(&path).map_or(CgroupSupport::None, |()| CgroupSupport::V1)
         }
         Some(Holder::Marked(_)) | None => CgroupSupport::None,
-    }
+    };
+    (support, counts)
 }
 
 /// Sends a signal to each; one that has ended meanwhile is as good as signalled.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::launch;
 use super::process;
+use super::removal;
 use super::user::JobUser;
 use crate::gitlab::wire::JobPayload;
 use crate::spool::MARKER;
@@ -230,7 +231,7 @@ pub fn remove(path: &str, user: Option<&JobUser>) -> io::Result<()> {
         return Ok(());
     }
     let Some(user) = user else {
-        return launch::remove(Path::new(path));
+        return removal::remove(Path::new(path));
     };
     let output = launch::removal(user, Path::new(path)).output()?;
     if output.status.success() {

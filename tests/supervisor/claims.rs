@@ -69,3 +69,25 @@ fn an_order_that_cannot_be_done_here_is_refused_with_words() {
     let output = host.give(&["start"], b"{not json");
     assert!(String::from_utf8_lossy(&output.stdout).contains("Unsupported"));
 }
+
+#[test]
+fn a_stream_ends_with_a_refusal_when_a_newer_holder_has_shown_itself() {
+    let host = Host::new();
+    let mut first = host.start(&order(&host, "env1", 1, &["echo begun", "while :; do sleep 0.1; done"]));
+    first.until_log("01O begun");
+    let mut second = host.attach("env1", 1, 0);
+    second.until_log("01O begun");
+    // The same holder may look as often as it likes.
+    assert!(matches!(host.ask("hello --pool ns/p --pool-uid pool-uid --epoch 1"), Answer::Hello(_)));
+    assert!(matches!(host.ask("hello --pool ns/p --pool-uid pool-uid --epoch 2"), Answer::Hello(_)));
+    for outrun in [first, second] {
+        let answer = outrun.into_end().answer.unwrap();
+        assert_eq!(refused(answer), RefusalReason::StaleEpoch { seen: 2 });
+    }
+    // The job is not touched by any of it.
+    let line = "attach --environment env1 --job 1 --from 0 --epoch 2";
+    let words: Vec<&str> = line.split(' ').collect();
+    let mut third = super::Following::new(host.command(&words).spawn().unwrap());
+    third.until_log("01O begun");
+    assert!(third.streamed.alive);
+}

@@ -448,7 +448,8 @@ impl Host {
                 command
                     .arg(tools::sources().join("hosts/boot.sh"))
                     .arg("enter")
-                    .args([cgroup.path(), disk.path(), Path::new(&self.name), &self.bed.sshd])
+                    .args([cgroup.path(), cgroup.pids().unwrap_or(Path::new(""))])
+                    .args([disk.path(), Path::new(&self.name), &self.bed.sshd])
                     .env_clear()
                     .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
                 command

@@ -9,9 +9,9 @@
 use std::fs;
 use std::io;
 
-use jiff::Timestamp;
 use rustix::fs::{CWD, FileType, Gid, Mode, Uid};
 
+use crate::clock;
 use crate::spool::FORMAT;
 use crate::spool::order::{Isolation, JobOrder, ResumeOrder};
 use crate::spool::record::{EnvironmentPhase, EnvironmentRecord, JobRecord, JobState};
@@ -81,7 +81,8 @@ pub fn admit(state: &StateFolder, order: &JobOrder) -> Result<Admission, Refusal
     make_output(&folder, user.as_ref()).or_refuse("failed to make the output pipe")?;
     holdings.forget_other_boots();
     if holdings.trees.iter().all(|tree| tree.job_id != order.job.id) {
-        holdings.trees.push(Tree::create(&order.environment, order.job.id).or_refuse(attempt)?);
+        let tree = Tree::create(&order.environment, order.job.id, order.pids_limit()).or_refuse(attempt)?;
+        holdings.trees.push(tree);
     }
     holdings.write(&folder, Durability::Relaxed).or_refuse(attempt)?;
     folder.write(&environment).or_refuse(attempt)?;
@@ -148,7 +149,7 @@ fn fresh(
         resumes: 0,
         context: None,
         boot_id: process::boot_id().or_refuse("failed to read the boot id")?,
-        since: Timestamp::now(),
+        since: clock::now(),
     })
 }
 
@@ -213,7 +214,7 @@ fn resumed(
             phase: EnvironmentPhase::Active,
             job_id: order.job.id,
             resumes: known.resumes + u32::from(!started_before),
-            since: Timestamp::now(),
+            since: clock::now(),
             ..known
         },
         rebooted,
@@ -244,7 +245,7 @@ fn write_job(order: &JobOrder, folder: &EnvironmentFolder, job: &JobFolder) -> i
         stage: None,
         suspend: order.suspend,
         timestamps: has_timestamps(order),
-        started_at: Timestamp::now(),
+        started_at: clock::now(),
         finished_at: None,
         result: None,
         sealed: false,
@@ -254,6 +255,7 @@ fn write_job(order: &JobOrder, folder: &EnvironmentFolder, job: &JobFolder) -> i
     gone(fs::remove_dir_all(&draft))?;
     make_private(&draft)?;
     LogFile::open(&draft.join("log"))?;
+    JobFolder::at(draft.clone()).set_room_aside()?;
     crate::supervisor::state::write_json(&draft.join("job.json"), &record, Durability::Durable)?;
     fs::rename(&draft, job.path())?;
     Ok(record)

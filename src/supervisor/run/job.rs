@@ -2,12 +2,11 @@
 //!
 //! Writes in order, and what a death in between leaves: the log as it goes (a later seal ends it), the context's
 //! draft (kept only if a suspend follows), the last line, and at the end one record with result and seal. A record
-//! without result whose process is gone is a lost job; the operator says so.
+//! without result whose process is gone is a lost job; the operator says so. On a full disk the last line and the record
+//! take the room that was set aside when the job was admitted.
 
 use std::io;
 use std::time::{Duration, Instant};
-
-use jiff::Timestamp;
 
 use super::admission::Admitted;
 use super::cancel::{CancelWatch, CancelWish};
@@ -16,6 +15,7 @@ use super::script::{Body, CONTEXT_FILE, Envelope, HISTORY_FILE, Restored, is_too
 use super::sources::{self, Strategy};
 use super::stage::{Limits, Shell, StageEnd};
 use super::variables::{JobVariables, Surroundings};
+use crate::clock;
 use crate::spool::closing::{closing_line, resumed_line};
 use crate::spool::order::{DEFAULT_LOG_LIMIT, JobOrder};
 use crate::spool::record::{JobRecord, JobResult, JobState, Outcome, ScriptEnd};
@@ -114,17 +114,32 @@ impl Job {
     /// # Errors
     /// When even that cannot be written; the job then looks lost.
     pub fn run(mut self) -> Result<(), JobError> {
-        let ended = self.stages().unwrap_or_else(|error| {
-            Err(Failure {
-                outcome: Outcome::SystemFailure,
-                script: ScriptEnd::NotEnded,
-                exit_code: 0,
-                message: error.to_string(),
-            })
-        });
-        self.clean_up()?;
+        let ended = match self.stages() {
+            Ok(ended) => ended,
+            Err(error) => Err(self.break_off(&error)),
+        };
+        // The first failure is the one that counts.
+        let ended = match self.clean_up() {
+            Ok(()) => ended,
+            Err(error) => Err(ended.err().unwrap_or_else(|| self.break_off(&error))),
+        };
         let result = self.result(ended);
         self.finish(result)
+    }
+
+    /// The host refuses something, so that a stage may have been left in its middle: nothing of the job's own runs on,
+    /// and what was set aside is used for saying so.
+    fn break_off(&mut self, error: &JobError) -> Failure {
+        // What could not be ended is tried again at the end, and said there.
+        let _ended = self.own_tree().map(|tree| tree.kill());
+        // Where there is no room all the same, the next write says it.
+        let _made = self.admitted.job.use_room_aside();
+        Failure {
+            outcome: Outcome::SystemFailure,
+            script: ScriptEnd::NotEnded,
+            exit_code: 0,
+            message: error.to_string(),
+        }
     }
 
     fn stages(&mut self) -> Result<Result<(), Failure>, JobError> {
@@ -368,12 +383,13 @@ impl Job {
         if !workspace::is_there(&self.temporary) {
             return Ok(());
         }
-        self.record_stage(Some("cleanup_file_variables"))?;
+        // The files go first, whatever can be written down of it.
+        let noted = self.record_stage(Some("cleanup_file_variables"));
         if let Err(error) = workspace::remove(&self.temporary, self.admitted.user.as_ref()) {
             warn(&mut self.log, &format!("failed to delete {}: {error}", self.temporary))
                 .map_err(JobError::Log)?;
         }
-        Ok(())
+        noted
     }
 
     fn result(&self, ended: Result<(), Failure>) -> JobResult {
@@ -398,8 +414,35 @@ impl Job {
 
     /// Ends what must end, and writes the result down.
     fn finish(mut self, result: JobResult) -> Result<(), JobError> {
-        let sealed = !result.suspend_due;
-        if sealed {
+        let result = match self.end(&result) {
+            Ok(()) => result,
+            Err(error) => {
+                let failure = self.break_off(&error);
+                let result = self.result(Err(failure));
+                // Where the log takes no word even now, the record says it alone.
+                let _said = self.end(&result);
+                result
+            }
+        };
+        let job = &self.admitted.job;
+        let record = &mut self.admitted.record;
+        record.state = JobState::Finished;
+        record.stage = None;
+        record.finished_at = Some(clock::now());
+        record.sealed = !result.suspend_due;
+        record.result = Some(result);
+        job.with_room(|| job.write(record, Durability::Durable))
+            .map_err(host("failed to write the job's result"))?;
+        if record.sealed {
+            // The last word is said.
+            job.use_room_aside().map_err(host("failed to give back the room that was set aside"))?;
+        }
+        Ok(())
+    }
+
+    /// Ends what must end, and closes the log, unless the operator has the last word.
+    fn end(&mut self, result: &JobResult) -> Result<(), JobError> {
+        if !result.suspend_due {
             let kept = self.order.resume.is_some() && result.script == ScriptEnd::NotEnded;
             let killed = if kept { self.own_tree()?.kill() } else { self.admitted.holdings.kill() };
             if let Err(error) = killed {
@@ -408,18 +451,11 @@ impl Job {
             }
         }
         self.shell.copy_last_output(&mut self.log).map_err(JobError::Log)?;
-        if sealed {
-            self.log.close(&closing_line(&result)).map_err(JobError::Log)?;
+        if result.suspend_due {
+            self.log.sync().map_err(JobError::Log)
         } else {
-            self.log.sync().map_err(JobError::Log)?;
+            self.log.close(&closing_line(result)).map_err(JobError::Log)
         }
-        let record = &mut self.admitted.record;
-        record.state = JobState::Finished;
-        record.stage = None;
-        record.finished_at = Some(Timestamp::now());
-        record.result = Some(result);
-        record.sealed = sealed;
-        self.admitted.job.write(record, Durability::Durable).map_err(host("failed to write the job's result"))
     }
 
     fn stage(
@@ -441,7 +477,16 @@ impl Job {
         let child = self.shell.start(&script, &tree).map_err(host("failed to start bash"))?;
         let tree = self.note_session(child.id())?;
         let limits = Limits { stage: deadline, job: self.deadline, cancel };
-        self.shell.follow(child, &tree, limits, &mut self.log).map_err(JobError::Log)
+        let refused_before = tree.refusals();
+        let end = self.shell.follow(child, &tree, limits, &mut self.log).map_err(JobError::Log)?;
+        if tree.refusals() > refused_before {
+            let message = format!(
+                "the job had as many processes as it may, {} (spec.pidsLimit): further ones were refused",
+                self.order.pids_limit()
+            );
+            warn(&mut self.log, &message).map_err(JobError::Log)?;
+        }
+        Ok(end)
     }
 
     fn own_tree(&self) -> Result<Tree, JobError> {
@@ -504,7 +549,7 @@ impl Job {
         if !self.order.job.features.trace_sections {
             return String::new();
         }
-        format!("section_{edge}:{}:{stage}\r\x1b[0K", Timestamp::now().as_second())
+        format!("section_{edge}:{}:{stage}\r\x1b[0K", clock::now().as_second())
     }
 
     fn record_stage(&mut self, stage: Option<&str>) -> Result<(), JobError> {
@@ -559,16 +604,20 @@ pub fn finish_unstarted(folder: &JobFolder, record: JobRecord, error: &JobError)
         message: error.to_string(),
         suspend_due: false,
     };
-    let text = laid_out(&format!("{}\n", closing_line(&result)), record.timestamps, Timestamp::now());
-    LogFile::open(&folder.log()).and_then(|mut log| log.append(|_| text)).map_err(JobError::Log)?;
+    let text = laid_out(&format!("{}\n", closing_line(&result)), record.timestamps, clock::now());
+    let write = || LogFile::open(&folder.log()).and_then(|mut log| log.append(|_| text.clone()));
+    let said = folder.with_room(write).map_err(JobError::Log);
     let finished = JobRecord {
         state: JobState::Finished,
-        finished_at: Some(Timestamp::now()),
+        finished_at: Some(clock::now()),
         result: Some(result),
         sealed: true,
         ..record
     };
-    folder.write(&finished, Durability::Durable).map_err(host("failed to write the job's result"))
+    folder
+        .with_room(|| folder.write(&finished, Durability::Durable))
+        .map_err(host("failed to write the job's result"))?;
+    said
 }
 
 fn canceled(script: ScriptEnd) -> Failure {

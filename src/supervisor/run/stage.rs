@@ -107,7 +107,7 @@ impl Shell {
         let mut stdin = File::from(rustix::fs::memfd_create("stage", MemfdFlags::CLOEXEC)?);
         stdin.write_all(script.as_bytes())?;
         stdin.rewind()?;
-        let mut command = launch::command(tree.door(), self.user.as_ref(), "bash");
+        let mut command = launch::command(tree.doors(), self.user.as_ref(), "bash");
         command.env_clear().envs(&self.base).env(MARK_VARIABLE, &tree.name).current_dir("/");
         command.stdin(Stdio::from(stdin));
         command.stdout(Stdio::from(self.writer.try_clone()?));

@@ -2,10 +2,11 @@
 //!
 //! A tree is a child of the cgroup this process lives in: that is the place its owner may write to, and no
 //! controller is turned on, so processes may live beside it. The folder's mount is found in `/proc`, because hosts
-//! mount v2 in different places and some have both versions.
+//! mount v2 in different places and some have both versions. How many processes there may be is the pids controller's
+//! business, which is a tree of its own in v1 and lies above or in the folder in v2.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +16,9 @@ use rustix::process::Signal;
 
 use super::{Holder, signal_all};
 use crate::supervisor::state::gone;
+
+/// The file of the pids controller that says how many processes there may be.
+const LIMIT: &str = "pids.max";
 
 /// How long to wait between two looks where the kernel gives no notice.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -27,19 +31,46 @@ pub fn create(name: &str) -> Option<Holder> {
     if let Some(path) = path.filter(|path| make_usable(path, "cgroup.freeze")) {
         return Some(Holder::CgroupV2 { path });
     }
-    let path = home_v1(&own, &mounts)?.join(name);
+    let path = home_v1(&own, &mounts, "freezer")?.join(name);
     make_usable(&path, "freezer.state").then_some(Holder::CgroupV1 { path })
 }
 
-/// Makes the folder and sees whether processes can be moved in and frozen.
-fn make_usable(path: &Path, freezer: &str) -> bool {
+/// Makes a folder of the v1 pids controller for at most so many processes; `None` when this host has none for us.
+pub fn create_counter(name: &str, most: u32) -> Option<PathBuf> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let path = home_v1(&own, &mounts, "pids")?.join(name);
+    (make_usable(&path, LIMIT) && limit(&path, most)).then_some(path)
+}
+
+/// Allows a folder at most so many processes; says whether its kernel counts them.
+pub fn limit(path: &Path, most: u32) -> bool {
+    // Not created: a folder without the controller has no such file.
+    let file = fs::OpenOptions::new().write(true).open(path.join(LIMIT));
+    file.and_then(|mut file| file.write_all(most.to_string().as_bytes())).is_ok()
+}
+
+/// How often a folder's limit was met.
+pub fn refusals(path: &Path) -> u64 {
+    let events = fs::read_to_string(path.join("pids.events")).unwrap_or_default();
+    let count = events.lines().find_map(|line| line.strip_prefix("max "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or_default()
+}
+
+/// Whether somebody above counts the processes of a folder: a service manager's scope for instance.
+pub fn is_counted(path: &Path) -> bool {
+    path.join(LIMIT).exists() || path.parent().is_some_and(|parent| parent.join(LIMIT).exists())
+}
+
+/// Makes the folder and sees whether processes can be moved in and controlled by a file of it.
+fn make_usable(path: &Path, control: &str) -> bool {
     match fs::create_dir(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return false,
         Ok(()) | Err(_) => {}
     }
     let writable = |name: &str| rustix::fs::access(path.join(name), rustix::fs::Access::WRITE_OK).is_ok();
     let usable = writable("cgroup.procs")
-        && writable(freezer)
+        && writable(control)
         && path.parent().is_some_and(|parent| {
             // A process is moved by whoever may write to the common ancestor too.
             rustix::fs::access(parent.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).is_ok()
@@ -57,16 +88,15 @@ fn home_v2(own: &str, mounts: &str) -> Option<PathBuf> {
     mount.folder_of(place)
 }
 
-fn home_v1(own: &str, mounts: &str) -> Option<PathBuf> {
+fn home_v1(own: &str, mounts: &str, controller: &str) -> Option<PathBuf> {
     let place = own.lines().find_map(|line| {
         let (_, rest) = line.split_once(':')?;
         let (controllers, place) = rest.split_once(':')?;
-        controllers.split(',').any(|name| name == "freezer").then_some(place)
+        controllers.split(',').any(|name| name == controller).then_some(place)
     })?;
-    let mount = mounts
-        .lines()
-        .filter_map(Mount::parse)
-        .find(|mount| mount.kind == "cgroup" && mount.options.split(',').any(|option| option == "freezer"))?;
+    let mount = mounts.lines().filter_map(Mount::parse).find(|mount| {
+        mount.kind == "cgroup" && mount.options.split(',').any(|option| option == controller)
+    })?;
     mount.folder_of(place)
 }
 
@@ -279,10 +309,22 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_is_set_only_where_the_kernel_counts_and_its_refusals_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!limit(folder.path(), 5) && !is_counted(folder.path()));
+        assert_eq!(refusals(folder.path()), 0);
+        fs::write(folder.path().join(LIMIT), "max").unwrap();
+        fs::write(folder.path().join("pids.events"), "max 7\n").unwrap();
+        assert!(limit(folder.path(), 5) && is_counted(&folder.path().join("below")));
+        assert_eq!(refusals(folder.path()), 7);
+    }
+
+    #[test]
     fn the_v1_freezer_is_found_among_other_controllers() {
         let own = "9:name=systemd:/\n6:cpu,freezer:/\n0::/\n";
         let folder = tempfile::tempdir().unwrap();
         let mounts = format!("31 24 0:26 / {} rw - cgroup cgroup rw,freezer", folder.path().display());
-        assert_eq!(home_v1(own, &mounts).unwrap(), folder.path());
+        assert_eq!(home_v1(own, &mounts, "freezer").unwrap(), folder.path());
+        assert!(home_v1(own, &mounts, "pids").is_none());
     }
 }

@@ -1,15 +1,18 @@
 #!/bin/sh
 # Boots one host of the test bed: its own disk, processes, mounts, host name, boot id and cgroup; the machine's network.
 #
-#   boot.sh enter CGROUP DISK NAME SSHD    moves into the cgroup and into new namespaces
-#   boot.sh init DISK NAME SSHD            is process 1 in there, and becomes sshd
+#   boot.sh enter CGROUP PIDS DISK NAME SSHD    moves into the cgroup and into new namespaces
+#   boot.sh init DISK NAME SSHD                 is process 1 in there, and becomes sshd
+#
+# PIDS is the cgroup in the version 1 tree that counts processes, or nothing.
 #
 # Every mount is made inside the host's own mount namespace, so the kernel removes them all with its last process.
 set -eu
 
 enter() {
   echo $$ >"$1/cgroup.procs"
-  shift
+  [ -z "$2" ] || echo $$ >"$2/cgroup.procs"
+  shift 2
   exec unshare --cgroup --pid --mount --uts --ipc --fork --kill-child sh "$0" init "$@"
 }
 
@@ -74,6 +77,8 @@ own_cgroup() {
   mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 sys/fs/cgroup
   mkdir -p sys/fs/cgroup/system.slice/ssh.service
   echo 0 >sys/fs/cgroup/system.slice/ssh.service/cgroup.procs
+  mkdir run/pids
+  mount -t cgroup -o nosuid,nodev,noexec,pids cgroup run/pids 2>/dev/null || rmdir run/pids
 }
 
 "$@"

@@ -1,7 +1,9 @@
 //! A cgroup v2 per host: all its processes, whatever they did to leave their parents.
 //!
-//! cgroup v2 is used where it is mounted, and mounted beside version 1 where it is not. No controller is needed.
+//! cgroup v2 is used where it is mounted, and mounted beside version 1 where it is not. No controller is needed; where
+//! version 1 has the one that counts processes, each host gets a folder of that too.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,8 @@ const OURS: &str = "dormouse-bed";
 /// A cgroup that is killed and removed when dropped.
 pub struct Cgroup {
     path: PathBuf,
+    /// Its counterpart in the version 1 tree of the pids controller.
+    pids: Option<PathBuf>,
 }
 
 impl Cgroup {
@@ -26,24 +30,39 @@ impl Cgroup {
     pub async fn for_bed(number: u32) -> Result<Self> {
         let parent = mounted()?.join(OURS);
         create(&parent)?;
+        let pids = find_mount("cgroup", "pids")?.map(|mount| mount.join(OURS));
+        pids.iter().try_for_each(|path| create(path))?;
+        let whole = Self { path: parent.clone(), pids };
         for entry in fs::read_dir(&parent)? {
             let entry = entry?;
             let name = entry.file_name();
             if name.to_str().and_then(Owner::parse_prefix).is_some_and(|owner| !owner.is_alive()) {
-                let orphan = Self { path: entry.path() };
+                let orphan = whole.below(&name);
                 orphan.kill().await?;
             }
         }
-        let path = parent.join(format!("{}.{number}", Owner::this_process()?));
-        create(&path)?;
-        Ok(Self { path })
+        let name = format!("{}.{number}", Owner::this_process()?);
+        let own = whole.child(&name);
+        // It is everybody's, and stays.
+        std::mem::forget(whole);
+        own
     }
 
     /// Makes one below.
     pub fn child(&self, name: &str) -> Result<Self> {
-        let path = self.path.join(name);
-        create(&path)?;
-        Ok(Self { path })
+        let child = self.below(name.as_ref());
+        create(&child.path)?;
+        child.pids.iter().try_for_each(|path| create(path))?;
+        Ok(child)
+    }
+
+    fn below(&self, name: &OsStr) -> Self {
+        Self { path: self.path.join(name), pids: self.pids.as_ref().map(|pids| pids.join(name)) }
+    }
+
+    /// Its folder in the tree that counts processes, where there is one.
+    pub fn pids(&self) -> Option<&Path> {
+        self.pids.as_deref()
     }
 
     /// Its folder.
@@ -105,7 +124,8 @@ impl Drop for Cgroup {
         // Killed processes leave a moment later; the next bed removes what is still busy now.
         let killed = self.write_kill();
         let deadline = std::time::Instant::now() + Duration::from_secs(2);
-        while let Err(error) = remove_tree(&self.path) {
+        let folders = || [Some(&self.path), self.pids.as_ref()].into_iter().flatten();
+        while let Err(error) = folders().try_for_each(|path| remove_tree(path)) {
             if std::time::Instant::now() > deadline {
                 eprintln!("left for the next bed: {}: {error} ({killed:?})", self.path.display());
                 return;
@@ -144,7 +164,7 @@ fn create(path: &Path) -> Result<()> {
 
 /// Where the whole of cgroup v2 is mounted.
 fn mounted() -> Result<PathBuf> {
-    if let Some(found) = find_mount()? {
+    if let Some(found) = find_mount("cgroup2", "")? {
         return Ok(found);
     }
     let path = Path::new("/run/dormouse-bed-cgroup2");
@@ -160,13 +180,17 @@ fn mounted() -> Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-/// A line of mountinfo: `id parent device root mountpoint options... - type source options`.
-fn find_mount() -> Result<Option<PathBuf>> {
+/// A whole file system of a kind, mounted with an option; a line of mountinfo is
+/// `id parent device root mountpoint options... - type source options`.
+fn find_mount(kind: &str, option: &str) -> Result<Option<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     Ok(mounts.lines().find_map(|line| {
         let (left, right) = line.split_once(" - ")?;
         let mut fields = left.split(' ').skip(3);
         let (root, place) = (fields.next()?, fields.next()?);
-        (right.starts_with("cgroup2 ") && root == "/").then(|| PathBuf::from(place))
+        let mut right = right.split(' ');
+        let (found, options) = (right.next()?, right.nth(1)?);
+        let has_option = option.is_empty() || options.split(',').any(|known| known == option);
+        (found == kind && has_option && root == "/").then(|| PathBuf::from(place))
     }))
 }
