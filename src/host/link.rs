@@ -1,7 +1,5 @@
 //! A host whose supervisor answers: its verbs as calls, its frames as a stream.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,10 +10,12 @@ use super::connection::{Connection, SshError, Stream};
 use super::install::Installed;
 use super::quote;
 use crate::deed::{Deed, Point};
+use crate::leader::epoch::Epoch;
 use crate::spool::frame::{Decoder, Frame, FrameError};
 use crate::spool::order::JobOrder;
 use crate::spool::record::EnvironmentRecord;
 use crate::spool::verb::{Answer, Hello, Listed, LogEnd, Refusal, RefusalReason};
+use crate::telemetry::EpochGuard;
 
 /// Time for a verb that answers at once. Removing a large workspace is the slowest of them.
 const VERB_TIMEOUT: Duration = Duration::from_secs(120);
@@ -96,8 +96,18 @@ pub struct Caller {
     pub pool: String,
     /// The pool's uid.
     pub pool_uid: String,
-    /// The holder's epoch; raised in place when the Lease's count was raised.
-    pub epoch: Arc<AtomicU64>,
+    /// The holder's epoch.
+    pub epoch: Epoch,
+}
+
+impl Caller {
+    /// The supervisor did nothing. That it has seen a newer holder is told on.
+    fn refused(&self, verb: &'static str, refusal: Refusal) -> LinkError {
+        if let RefusalReason::StaleEpoch { seen } = refusal.reason {
+            self.epoch.refused(EpochGuard::Host, verb, seen);
+        }
+        LinkError::Refused(refusal)
+    }
 }
 
 /// A host whose supervisor answers.
@@ -242,7 +252,7 @@ impl Link {
             Err(_) => Err(LinkError::Slow { verb }),
             Ok(Err(error)) => Err(error),
             Ok(Ok(Some(Frame::Answer(Answer::Job(_))))) => Ok(attached),
-            Ok(Ok(Some(Frame::Answer(Answer::Refused(refusal))))) => Err(LinkError::Refused(refusal)),
+            Ok(Ok(Some(Frame::Answer(Answer::Refused(refusal))))) => Err(self.caller.refused(verb, refusal)),
             Ok(Ok(Some(_))) => Err(LinkError::Answer { verb }),
             Ok(Ok(None)) => Err(match attached.stream.exit_code {
                 Some(code) => LinkError::Crashed { verb, code, stderr: attached.stream.stderr() },
@@ -292,7 +302,7 @@ fn command(installed: &Installed, caller: &Caller, verb: &str, arguments: &str) 
     // The order of `start` carries the epoch itself.
     let epoch = match verb {
         "start" => String::new(),
-        _ => format!(" --epoch {}", caller.epoch.load(Ordering::SeqCst)),
+        _ => format!(" --epoch {}", caller.epoch.get()),
     };
     format!("{} {verb} {arguments}{epoch}", installed.command)
 }
@@ -316,7 +326,7 @@ async fn call(
     let line = output.stdout.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
     let mut json = serde_json::Deserializer::from_slice(line);
     match Answer::deserialize(&mut json) {
-        Ok(Answer::Refused(refusal)) => Err(LinkError::Refused(refusal)),
+        Ok(Answer::Refused(refusal)) => Err(caller.refused(verb, refusal)),
         Ok(answer) => Ok(answer),
         Err(_) => Err(LinkError::Answer { verb }),
     }
