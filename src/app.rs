@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::runtime::watcher;
 use kube::{Api, Client, Config, ResourceExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -13,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Gates};
-use crate::api::{JobLease, RunnerPool, SuspendedEnvironment};
+use crate::api::{JobLease, RunnerPool, SuspendedEnvironment, labels};
 use crate::clock;
 use crate::host::install::Supervisors;
 use crate::kube_ext::cache::Cache;
 use crate::kube_ext::events::Events;
 use crate::kube_ext::store::Store;
-use crate::leader::Claim;
+use crate::leader::claim::LastHolder;
+use crate::leader::{Claim, Roster, spread};
 use crate::pool;
 use crate::telemetry::Metrics;
 
@@ -28,6 +31,8 @@ use crate::telemetry::Metrics;
 pub struct Options {
     /// The namespace to work in; all of them without one.
     pub watch_namespace: Option<String>,
+    /// The namespace the operator runs in, where replicas announce themselves.
+    pub namespace: Option<String>,
     /// The replica's name, for people; its uniqueness does not matter.
     pub identity: String,
     /// Where liveness, readiness and metrics are served.
@@ -47,6 +52,10 @@ pub struct Shared {
     pub leases: Store<JobLease>,
     /// SuspendedEnvironments.
     pub environments: Store<SuspendedEnvironment>,
+    /// Leases of pools: who holds which.
+    pub claims: Cache<Lease>,
+    /// The replicas that are alive.
+    pub roster: Roster,
     /// Events.
     pub events: Events,
     /// Metrics.
@@ -98,13 +107,19 @@ const LAST_REQUESTS: Duration = Duration::from_secs(50);
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let supervisors = Supervisors::read(&options.supervisor_dir)?;
     let config = Config::infer().await?;
+    let namespace = options.namespace.as_ref().or(options.watch_namespace.as_ref());
+    let namespace = namespace.unwrap_or(&config.default_namespace).clone();
     let client = Client::try_from(config)?;
     let metrics = Metrics::new();
-    let identity = format!("{}_{:016x}", options.identity, rand::random::<u64>());
+    let process = rand::random::<u64>();
+    let identity = format!("{}_{process:016x}", options.identity);
+    let watched = options.watch_namespace.as_deref();
     let shared = Shared {
         pools: Store::new(client.clone(), Cache::default(), metrics.clone(), "RunnerPool"),
         leases: Store::new(client.clone(), Cache::default(), metrics.clone(), "JobLease"),
         environments: Store::new(client.clone(), Cache::default(), metrics.clone(), "SuspendedEnvironment"),
+        claims: Cache::default(),
+        roster: Roster::new(client.clone(), &namespace, watched, &identity, process),
         events: Events::new(client.clone(), &identity),
         client,
         metrics,
@@ -113,7 +128,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    follow(&shared, options.watch_namespace.as_deref(), &tasks, &stop);
+    follow(&shared, watched, &tasks, &stop);
     let gates = Gates::new(shared.clone());
     let server = admin::serve(options.admin_address, gates, stop.clone()).await?;
     tasks.spawn(server);
@@ -151,9 +166,20 @@ fn follow(shared: &Shared, namespace: Option<&str>, tasks: &TaskTracker, stop: &
             None => Api::all(client.clone()),
         }
     }
-    tasks.spawn(shared.pools.cache.clone().follow(api(&shared.client, namespace), stop.clone()));
-    tasks.spawn(shared.leases.cache.clone().follow(api(&shared.client, namespace), stop.clone()));
-    tasks.spawn(shared.environments.cache.clone().follow(api(&shared.client, namespace), stop.clone()));
+    let (client, roster) = (&shared.client, &shared.roster);
+    let all = watcher::Config::default;
+    let rewound = || roster.rewound();
+    tasks.spawn(shared.pools.cache.clone().follow(api(client, namespace), all(), rewound(), stop.clone()));
+    tasks.spawn(shared.leases.cache.clone().follow(api(client, namespace), all(), rewound(), stop.clone()));
+    let environments = shared.environments.cache.clone();
+    tasks.spawn(environments.follow(api(client, namespace), all(), rewound(), stop.clone()));
+    // In a cluster there are many more Leases than ours, which change all the time.
+    let ours = all().labels(&format!("{}={},!{}", labels::MANAGED_BY, labels::MANAGER, labels::REPLICA));
+    tasks.spawn(shared.claims.clone().follow(api(client, namespace), ours, rewound(), stop.clone()));
+    let (announcements, namespaced, announced) = roster.announcements();
+    tasks.spawn(announcements.follow(namespaced, announced, rewound(), stop.clone()));
+    tasks.spawn(roster.clone().keep(stop.clone()));
+    tasks.spawn(roster.clone().announce(stop.clone()));
 }
 
 async fn until_terminated() -> anyhow::Result<()> {
@@ -207,6 +233,8 @@ async fn synced(shared: &Shared) {
     shared.pools.cache.synced().await;
     shared.leases.cache.synced().await;
     shared.environments.cache.synced().await;
+    shared.claims.synced().await;
+    shared.roster.synced().await;
     clock::learn(&shared.client).await;
 }
 
@@ -214,23 +242,26 @@ async fn synced(shared: &Shared) {
 async fn campaign_for(shared: Shared, pool: Arc<RunnerPool>, over: CancellationToken) {
     let namespace = pool.namespace().unwrap_or_default();
     let name = pool.name_any();
+    let uid = pool.uid().unwrap_or_default();
+    let last = || {
+        let pool = shared.pools.cache.get(&namespace, &name);
+        let status = pool.and_then(|pool| pool.status.clone()).unwrap_or_default();
+        LastHolder { identity: status.holder, epoch: status.epoch.unwrap_or_default() }
+    };
     while !over.is_cancelled() {
-        let mut claim = Claim::new(shared.client.clone(), &namespace, &name, &shared.identity);
-        let seen = || {
-            let pool = shared.pools.cache.get(&namespace, &name);
-            pool.and_then(|pool| pool.status.as_ref()?.epoch).unwrap_or_default()
-        };
-        let Some(tenure) = claim.acquire(&over, seen).await else { return };
+        let (client, claims, roster) = (shared.client.clone(), shared.claims.clone(), shared.roster.clone());
+        let mut claim = Claim::new(client, claims, roster, shared.metrics.clone(), (&namespace, &name, &uid));
+        let Some(tenure) = claim.acquire(&over, last).await else { return };
         let tenure = Arc::new(tenure);
-        let end_with = tenure.ended.clone();
         let over_ends_it = async {
             tokio::select! {
-                () = over.cancelled() => end_with.cancel(),
-                () = end_with.cancelled() => {}
+                () = over.cancelled() => tenure.end(),
+                () = tenure.ended().cancelled() => {}
             }
         };
         let hold = pool::hold(shared.clone(), Arc::clone(&pool), Arc::clone(&tenure));
-        let ((), (), intake) = tokio::join!(claim.keep(&tenure), over_ends_it, hold);
+        let give_way = spread::give_way(&tenure, &shared.roster, &name, &uid);
+        let ((), (), (), intake) = tokio::join!(claim.keep(&tenure), over_ends_it, give_way, hold);
         claim.release().await;
         if intake.await.is_err() {
             tracing::error!(pool = name, "the intake panicked");

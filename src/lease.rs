@@ -78,6 +78,9 @@ pub enum DriveError {
     /// The lease's environment id is not one.
     #[error("the environment's key: {0}")]
     Key(#[from] crate::api::key::KeyError),
+    /// A newer holder has written the lease's status.
+    #[error("a newer holder has written the lease's status")]
+    Superseded,
     /// The lease is gone from the API server.
     #[error("the lease is gone")]
     Gone,
@@ -338,7 +341,12 @@ impl Driver {
 async fn record_step(held: &Held, lease: &Arc<JobLease>, step: &Step) -> Result<Arc<JobLease>, DriveError> {
     let name = lease.name_any();
     loop {
+        // The right first: what is written then shows the epoch it was given in.
+        let deed = held.deed(step.point()).await;
         let current = held.shared.leases.cache.get(&held.namespace, &name).ok_or(DriveError::Gone)?;
+        if !held.may_overwrite(&name, current.status.as_ref().and_then(|status| status.epoch)) {
+            return Err(DriveError::Superseded);
+        }
         let mut next = current.as_ref().clone();
         next.status = Some(record::after(
             current.status.as_ref(),
@@ -348,7 +356,7 @@ async fn record_step(held: &Held, lease: &Arc<JobLease>, step: &Step) -> Result<
             current.metadata.generation,
             clock::now(),
         ));
-        match held.shared.leases.replace_status(held.deed(step.point()).await, &next).await {
+        match held.shared.leases.replace_status(deed, &next).await {
             Ok(written) => {
                 held.wake();
                 return Ok(written);

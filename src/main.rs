@@ -42,6 +42,10 @@ struct OperatorArguments {
     /// Namespace to work in; all namespaces without one.
     #[arg(long, env = "DORMOUSE_WATCH_NAMESPACE")]
     watch_namespace: Option<String>,
+    /// Namespace the operator runs in, where replicas announce themselves to each other; without one that of
+    /// --watch-namespace, or of the cluster credentials.
+    #[arg(long, env = "POD_NAMESPACE")]
+    namespace: Option<String>,
     /// Name of this replica.
     #[arg(long, env = "POD_NAME", default_value = "dormouse")]
     identity: String,
@@ -87,12 +91,19 @@ fn main() -> anyhow::Result<ExitCode> {
 }
 
 fn run_operator(arguments: OperatorArguments) -> anyhow::Result<()> {
-    let OperatorArguments { watch_namespace, identity, admin_address, supervisor_dir, log_format, log } =
-        arguments;
+    let OperatorArguments {
+        watch_namespace,
+        namespace,
+        identity,
+        admin_address,
+        supervisor_dir,
+        log_format,
+        log,
+    } = arguments;
     telemetry::start_logging(log_format, &log)?;
     install_tls_provider()?;
     let watch_namespace = watch_namespace.filter(|namespace| !namespace.is_empty());
-    let options = app::Options { watch_namespace, identity, admin_address, supervisor_dir };
+    let options = app::Options { watch_namespace, namespace, identity, admin_address, supervisor_dir };
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(app::run(options))
 }
 

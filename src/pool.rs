@@ -61,13 +61,24 @@ pub async fn hold(shared: Shared, pool: Arc<RunnerPool>, tenure: Arc<Tenure>) ->
     held.spawn(lease::forget_payloads(Arc::clone(&held)));
     let intake = tokio::spawn(intake::run(Arc::clone(&held)));
     let mut changes = held.shared.changes();
+    let mut renewals = held.tenure.renewals();
     while !held.ended().is_cancelled() {
-        let look_again = look(&held).await;
+        renewals.borrow_and_update();
+        // Without the right to act there is nothing to begin; what runs goes on.
+        let look_again = match held.tenure.may_act() {
+            true => held.ended().run_until_cancelled(look(&held)).await.unwrap_or_default(),
+            false => LOOK_INTERVAL,
+        };
         held.turn.send_modify(|turn| *turn = turn.wrapping_add(1));
+        if held.tenure.is_leaving() && held.is_at_rest() {
+            held.tenure.end();
+        }
         tokio::select! {
             () = tokio::time::sleep(look_again) => {}
             () = held.wake.notified() => {}
             () = changes.changed() => {}
+            // The sender lives in the tenure: waiting cannot fail.
+            _ = renewals.changed() => {}
             () = held.ended().cancelled() => {}
         }
     }
@@ -252,7 +263,7 @@ async fn delete(held: &Arc<Held>, pool: &RunnerPool) {
         tracing::warn!(pool = held.name, %error, "the pool's finalizer was not removed yet");
         return;
     }
-    held.ended().cancel();
+    held.tenure.end();
 }
 
 /// Reads the settings again and again while the pool is held.
@@ -343,6 +354,9 @@ async fn write_status(held: &Held) -> Result<Option<Duration>, kube::Error> {
         }
     }
     *differs_since = None;
+    if !held.may_overwrite("RunnerPool", pool.status.as_ref().and_then(|status| status.epoch)) {
+        return Ok(None);
+    }
     let mut next = pool.as_ref().clone();
     next.status = Some(status);
     match held.shared.pools.replace_status(held.deed(Point::PoolStatusWritten).await, &next).await {

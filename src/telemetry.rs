@@ -68,6 +68,12 @@ struct PoolOutcome {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolGuard {
+    runner_name: String,
+    by: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VerbLabels {
     kind: &'static str,
     verb: &'static str,
@@ -130,6 +136,28 @@ impl LeaseOutcome {
     }
 }
 
+/// What refuses a holder whose epoch is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EpochGuard {
+    /// The pool's Lease names another replica.
+    Lease,
+    /// A supervisor has seen a newer holder.
+    Host,
+    /// An object was written by a newer holder.
+    Object,
+}
+
+impl EpochGuard {
+    /// Its name in logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lease => "lease",
+            Self::Host => "host",
+            Self::Object => "object",
+        }
+    }
+}
+
 /// The operator's metrics. Cloning shares them.
 #[derive(Clone)]
 pub struct Metrics {
@@ -148,6 +176,7 @@ pub struct Metrics {
     first_byte_seconds: Family<PoolLabel, Histogram>,
     kubernetes_writes: Family<VerbLabels, Counter>,
     epochs: Family<PoolLabel, Gauge<f64, AtomicU64>>,
+    epoch_refusals: Family<PoolGuard, Counter>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -242,6 +271,12 @@ impl Metrics {
         );
         let epochs = Family::default();
         registry.register("dormouse_pool_epoch", "Epoch of the pools held here", epochs.clone());
+        let epoch_refusals = Family::default();
+        registry.register(
+            "dormouse_epoch_refusals",
+            "Times this replica was refused because its epoch was over, by what refused it",
+            epoch_refusals.clone(),
+        );
         Self {
             registry: Arc::new(registry),
             api_requests,
@@ -258,6 +293,7 @@ impl Metrics {
             first_byte_seconds,
             kubernetes_writes,
             epochs,
+            epoch_refusals,
         }
     }
 
@@ -338,6 +374,11 @@ impl Metrics {
         self.lease_outcomes
             .get_or_create(&PoolOutcome { runner_name: pool.to_owned(), outcome: outcome.as_str() })
             .inc();
+    }
+
+    /// This replica was refused because its epoch was over.
+    pub fn epoch_refused(&self, pool: &str, by: EpochGuard) {
+        self.epoch_refusals.get_or_create(&PoolGuard { runner_name: pool.to_owned(), by: by.as_str() }).inc();
     }
 
     /// A write to the API server.

@@ -41,36 +41,21 @@ impl Death {
 
     /// Replaces the operator by one that will die there.
     pub async fn arm(&self, stage: &Stage) -> Result<()> {
-        self.arm_with(stage, &[]).await
-    }
-
-    /// The same with these variables in its environment, until it has died.
-    pub async fn arm_with(&self, stage: &Stage, variables: &[(&str, &str)]) -> Result<()> {
         let operator = stage.operator()?;
         if operator.pid().is_some() {
             operator.kill()?;
         }
         hand_over(stage).await?;
         operator.set_variable("DORMOUSE_CRASH_AT", Some(&format!("{}:{}", self.point, self.moment)));
-        for (name, value) in variables {
-            operator.set_variable(name, Some(value));
-        }
         operator.launch()
     }
 
     /// Waits until it has died there, and starts one that lives.
     pub async fn fall(&self, stage: &Stage) -> Result<()> {
-        self.fall_with(stage, &[]).await
-    }
-
-    /// The same, taking these variables away again.
-    pub async fn fall_with(&self, stage: &Stage, variables: &[&str]) -> Result<()> {
         let operator = stage.operator()?;
         let status = operator.until_ended(SOON).await.context("it never came to that point")?;
         ensure!(status.signal() == Some(9), "it ended otherwise: {status}\n{}", operator.log_tail());
-        for name in variables.iter().chain(&["DORMOUSE_CRASH_AT"]) {
-            operator.set_variable(name, None);
-        }
+        operator.set_variable("DORMOUSE_CRASH_AT", None);
         hand_over(stage).await?;
         operator.start_again().await
     }

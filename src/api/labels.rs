@@ -8,6 +8,8 @@ pub const PROJECT_ID: &str = "dormouse.dev/project-id";
 pub const JOB_ID: &str = "dormouse.dev/job-id";
 /// Environment id.
 pub const ENVIRONMENT_ID: &str = "dormouse.dev/environment-id";
+/// On the Lease by which a replica announces itself: the namespace it watches, empty for all of them.
+pub const REPLICA: &str = "dormouse.dev/replica";
 /// Standard label naming us as the manager of an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The value of [`MANAGED_BY`], and the field manager of our writes.

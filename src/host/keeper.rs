@@ -113,19 +113,22 @@ pub struct HostOrder {
     pub caller: Caller,
 }
 
-/// Makes a first-seen key durable before it is trusted. The future answers whether that succeeded.
-pub trait RecordKey: Send + Sync + 'static {
-    /// Records the key of a host.
-    fn record(&self, host: &str, key: String) -> impl Future<Output = Result<(), String>> + Send;
+/// The pool a host is kept for, as the keeper sees it.
+pub trait Owner: Send + Sync + 'static {
+    /// Waits until the pool's holder may act: a host is greeted in nobody else's name.
+    fn acting(&self) -> impl Future<Output = ()> + Send;
+
+    /// Makes a first-seen key durable before it is trusted.
+    fn record_key(&self, host: &str, key: String) -> impl Future<Output = Result<(), String>> + Send;
 }
 
 /// Keeps a host linked until cancelled.
-pub async fn keep<R: RecordKey>(
+pub async fn keep<O: Owner>(
     name: String,
     mut order: HostOrder,
     mut trust: watch::Receiver<Trust>,
     supervisors: Supervisors,
-    recorder: Arc<R>,
+    owner: Arc<O>,
     state: watch::Sender<HostState>,
     cancel: CancellationToken,
 ) {
@@ -136,9 +139,13 @@ pub async fn keep<R: RecordKey>(
             Err(error) => HostState::KeyRefused(error.to_string()),
             Ok(expected) => {
                 order.target.expected = expected;
+                let linking = async {
+                    owner.acting().await;
+                    link(&name, &order, &supervisors, owner.as_ref()).await
+                };
                 tokio::select! {
                     // Dropping a half-made connection leaves nothing behind on the host.
-                    next = link(&name, &order, &supervisors, recorder.as_ref()) => next,
+                    next = linking => next,
                     () = cancel.cancelled() => return,
                 }
             }
@@ -210,12 +217,7 @@ async fn watch_link(link: &Link, trust: &mut watch::Receiver<Trust>, cancel: &Ca
     }
 }
 
-async fn link<R: RecordKey>(
-    name: &str,
-    order: &HostOrder,
-    supervisors: &Supervisors,
-    recorder: &R,
-) -> HostState {
+async fn link<O: Owner>(name: &str, order: &HostOrder, supervisors: &Supervisors, owner: &O) -> HostState {
     let connection = match Connection::open(order.target.clone()).await {
         Ok(connection) => connection,
         Err(error) => return of_ssh(&error),
@@ -223,7 +225,7 @@ async fn link<R: RecordKey>(
     // The key is durable before anything of ours is on the host: a first use happens once.
     if order.target.expected == Expected::FirstUse {
         let key = connection.host_key.to_openssh().unwrap_or_default();
-        if let Err(why) = recorder.record(name, key).await {
+        if let Err(why) = owner.record_key(name, key).await {
             return HostState::Unreachable(format!("its host key could not be recorded: {why}"));
         }
     }

@@ -1,7 +1,5 @@
 //! A host whose supervisor answers: its verbs as calls, its frames as a stream.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,10 +10,12 @@ use super::connection::{Connection, SshError, Stream};
 use super::install::Installed;
 use super::quote;
 use crate::deed::{Deed, Point};
+use crate::leader::epoch::Epoch;
 use crate::spool::frame::{Decoder, Frame, FrameError};
 use crate::spool::order::JobOrder;
 use crate::spool::record::EnvironmentRecord;
 use crate::spool::verb::{Answer, Hello, Listed, LogEnd, Refusal, RefusalReason};
+use crate::telemetry::EpochGuard;
 
 /// Time for a verb that answers at once. Removing a large workspace is the slowest of them.
 const VERB_TIMEOUT: Duration = Duration::from_secs(120);
@@ -96,8 +96,18 @@ pub struct Caller {
     pub pool: String,
     /// The pool's uid.
     pub pool_uid: String,
-    /// The holder's epoch; raised in place when the Lease's count was raised.
-    pub epoch: Arc<AtomicU64>,
+    /// The holder's epoch.
+    pub epoch: Epoch,
+}
+
+impl Caller {
+    /// The supervisor did nothing. That it has seen a newer holder is told on.
+    fn refused(&self, verb: &'static str, refusal: Refusal) -> LinkError {
+        if let RefusalReason::StaleEpoch { seen } = refusal.reason {
+            self.epoch.refused(EpochGuard::Host, verb, seen);
+        }
+        LinkError::Refused(refusal)
+    }
 }
 
 /// A host whose supervisor answers.
@@ -237,7 +247,9 @@ impl Link {
     ) -> Result<Attached, LinkError> {
         let command = command(&self.installed, &self.caller, verb, arguments);
         let stream = self.connection.stream(&command, stdin).await?;
-        let mut attached = Attached { stream, decoder: Decoder::default(), heard_at: Instant::now() };
+        let caller = self.caller.clone();
+        let mut attached =
+            Attached { stream, decoder: Decoder::default(), heard_at: Instant::now(), verb, caller };
         match timeout(VERB_TIMEOUT, attached.next()).await {
             Err(_) => Err(LinkError::Slow { verb }),
             Ok(Err(error)) => Err(error),
@@ -262,6 +274,8 @@ pub struct Attached {
     stream: Stream,
     decoder: Decoder,
     heard_at: Instant,
+    verb: &'static str,
+    caller: Caller,
 }
 
 impl Attached {
@@ -274,7 +288,9 @@ impl Attached {
     pub async fn next(&mut self) -> Result<Option<Frame>, LinkError> {
         loop {
             match self.decoder.next_frame()? {
-                Some(Frame::Answer(Answer::Refused(refusal))) => return Err(LinkError::Refused(refusal)),
+                Some(Frame::Answer(Answer::Refused(refusal))) => {
+                    return Err(self.caller.refused(self.verb, refusal));
+                }
                 Some(frame) => return Ok(Some(frame)),
                 None => {}
             }
@@ -294,7 +310,7 @@ fn command(installed: &Installed, caller: &Caller, verb: &str, arguments: &str) 
     // The order of `start` carries the epoch itself.
     let epoch = match verb {
         "start" => String::new(),
-        _ => format!(" --epoch {}", caller.epoch.load(Ordering::SeqCst)),
+        _ => format!(" --epoch {}", caller.epoch.get()),
     };
     format!("{} {verb} {arguments}{epoch}", installed.command)
 }
@@ -318,7 +334,7 @@ async fn call(
     let line = output.stdout.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
     let mut json = serde_json::Deserializer::from_slice(line);
     match Answer::deserialize(&mut json) {
-        Ok(Answer::Refused(refusal)) => Err(LinkError::Refused(refusal)),
+        Ok(Answer::Refused(refusal)) => Err(caller.refused(verb, refusal)),
         Ok(answer) => Ok(answer),
         Err(_) => Err(LinkError::Answer { verb }),
     }

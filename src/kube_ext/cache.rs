@@ -2,13 +2,15 @@
 //!
 //! A watch alone lags behind what this process wrote a moment ago, and a slot decided on such a view could be given
 //! away twice. So every write of ours is recorded here with the object the API server answered, and of two versions
-//! of an object the one with the higher resource version is kept. What may be assumed: it never shows less than
-//! this process has written. What may not: that it shows what another writer wrote a moment ago.
+//! of an object the one with the higher resource version is kept. A list rules over both, but for what was written
+//! since it was begun: after a restore of the API server's database versions are lower than they were. What may be
+//! assumed: it never shows less than this process has written. What may not: that it shows what another writer wrote
+//! a moment ago.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event};
@@ -41,10 +43,18 @@ struct Inner<K> {
 
 struct State<K> {
     objects: HashMap<ObjectKey, Arc<K>>,
-    /// Objects seen by the list in progress, and those we wrote since it began.
-    listing: Option<HashSet<ObjectKey>>,
+    listing: Option<Listing>,
     /// Uids of objects that are gone: a late event must not bring one back.
     deleted: HashSet<String>,
+}
+
+/// A list in progress.
+#[derive(Default)]
+struct Listing {
+    /// Objects it has shown.
+    shown: HashSet<ObjectKey>,
+    /// Objects that were written or deleted since it began.
+    written: HashSet<ObjectKey>,
 }
 
 impl<K> Default for Cache<K> {
@@ -70,7 +80,11 @@ where
     /// Records an object as the API server answered it to a write of ours.
     pub fn record(&self, object: K) -> Arc<K> {
         let object = Arc::new(strip(object));
-        self.insert(Arc::clone(&object));
+        let mut state = self.lock();
+        if let Some(listing) = state.listing.as_mut() {
+            listing.written.insert(key_of(object.as_ref()));
+        }
+        self.insert_newer(state, Arc::clone(&object));
         object
     }
 
@@ -86,6 +100,9 @@ where
         let key = key_of(object);
         if state.objects.get(&key).is_some_and(|known| known.uid() == object.uid()) {
             state.objects.remove(&key);
+        }
+        if let Some(listing) = state.listing.as_mut() {
+            listing.written.insert(key);
         }
         drop(state);
         self.signal_change();
@@ -117,36 +134,47 @@ where
         let _ = self.inner.synced.subscribe().wait_for(|synced| *synced).await;
     }
 
-    /// Follows the API server until cancelled. Errors are logged and the watch starts again with a backoff.
-    pub async fn follow(self, api: Api<K>, cancel: CancellationToken) {
-        let config = watcher::Config::default();
-        let stream = watch(api, config).default_backoff();
-        futures::pin_mut!(stream);
+    /// Follows the API server until cancelled. Errors are logged and the watch starts again with a backoff; when
+    /// `rewound` moves it starts again with a list, since a watch from a version that is no more shows nothing.
+    pub async fn follow(
+        self,
+        api: Api<K>,
+        config: watcher::Config,
+        mut rewound: signal::Receiver<u64>,
+        cancel: CancellationToken,
+    ) {
         loop {
-            let event = tokio::select! {
-                // Cancel-safe: a watch event dropped here is listed again by the next watch.
-                event = stream.next() => event,
-                () = cancel.cancelled() => return,
-            };
-            match event {
-                Some(Ok(event)) => self.on(event),
-                Some(Err(error)) => {
-                    tracing::warn!(kind = %K::kind(&()), %error, "the watch broke; starting it again");
+            rewound.borrow_and_update();
+            let stream = watch(api.clone(), config.clone()).default_backoff();
+            futures::pin_mut!(stream);
+            loop {
+                let event = tokio::select! {
+                    // Cancel-safe: a watch event dropped here is listed again by the next watch.
+                    event = stream.next() => event,
+                    Ok(()) = rewound.changed() => break,
+                    () = cancel.cancelled() => return,
+                };
+                match event {
+                    Some(Ok(event)) => self.on(event),
+                    Some(Err(error)) => {
+                        tracing::warn!(kind = %K::kind(&()), %error, "the watch broke; starting it again");
+                    }
+                    None => return,
                 }
-                None => return,
             }
         }
     }
 
     fn on(&self, event: Event<K>) {
         match event {
-            Event::Init => self.lock().listing = Some(HashSet::new()),
-            Event::InitApply(object) | Event::Apply(object) => self.insert(Arc::new(strip(object))),
+            Event::Init => self.lock().listing = Some(Listing::default()),
+            Event::InitApply(object) => self.insert_listed(Arc::new(strip(object))),
+            Event::Apply(object) => self.insert_newer(self.lock(), Arc::new(strip(object))),
             Event::Delete(object) => self.forget(&object),
             Event::InitDone => {
                 let mut state = self.lock();
-                if let Some(seen) = state.listing.take() {
-                    state.objects.retain(|key, _| seen.contains(key));
+                if let Some(Listing { shown, written }) = state.listing.take() {
+                    state.objects.retain(|key, _| shown.contains(key) || written.contains(key));
                 }
                 drop(state);
                 self.inner.synced.send_replace(true);
@@ -155,12 +183,27 @@ where
         }
     }
 
-    fn insert(&self, object: Arc<K>) {
+    fn insert_listed(&self, object: Arc<K>) {
         let key = key_of(object.as_ref());
         let mut state = self.lock();
-        if let Some(seen) = state.listing.as_mut() {
-            seen.insert(key.clone());
+        let is_ours = state.listing.as_ref().is_some_and(|listing| listing.written.contains(&key));
+        if let Some(listing) = state.listing.as_mut() {
+            listing.shown.insert(key.clone());
         }
+        if is_ours {
+            return self.insert_newer(state, object);
+        }
+        // Deleted and still there: the database was restored.
+        if let Some(uid) = object.uid() {
+            state.deleted.remove(&uid);
+        }
+        state.objects.insert(key, object);
+        drop(state);
+        self.signal_change();
+    }
+
+    fn insert_newer(&self, mut state: MutexGuard<'_, State<K>>, object: Arc<K>) {
+        let key = key_of(object.as_ref());
         let is_gone = object.uid().is_some_and(|uid| state.deleted.contains(&uid));
         let is_older = state.objects.get(&key).is_some_and(|known| {
             known.uid() == object.uid() && version(known.as_ref()) >= version(object.as_ref())
@@ -177,7 +220,7 @@ where
         self.inner.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State<K>> {
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -254,5 +297,25 @@ mod tests {
         assert_eq!(version_of(&cache, "fresh"), Some(20));
         assert_eq!(version_of(&cache, "kept"), Some(3));
         assert!(cache.is_synced());
+    }
+
+    #[test]
+    fn a_list_after_a_restore_brings_back_what_was_although_its_versions_are_lower() {
+        let cache = Cache::default();
+        cache.record(object("changed", "1", 50));
+        cache.record(object("deleted", "2", 40));
+        cache.forget(&object("deleted", "2", 51));
+        cache.on(Event::Init);
+        cache.on(Event::InitApply(object("changed", "1", 20)));
+        cache.on(Event::InitApply(object("deleted", "2", 21)));
+        cache.record(object("written", "3", 30));
+        cache.on(Event::InitApply(object("written", "3", 29)));
+        cache.forget(&object("removed", "4", 31));
+        cache.on(Event::InitApply(object("removed", "4", 28)));
+        cache.on(Event::InitDone);
+        assert_eq!(version_of(&cache, "changed"), Some(20));
+        assert_eq!(version_of(&cache, "deleted"), Some(21));
+        assert_eq!(version_of(&cache, "written"), Some(30));
+        assert_eq!(version_of(&cache, "removed"), None, "it was deleted after the list was made");
     }
 }

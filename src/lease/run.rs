@@ -192,10 +192,7 @@ async fn understand(driver: &Driver, link: &Arc<Link>, error: LinkError) -> Unat
         |message: String| Unattached::Refused { reason: FailureReason::RunnerSystemFailure, message };
     let Some(refusal) = error.refusal().cloned() else { return broken(error.to_string()) };
     match refusal.reason {
-        RefusalReason::StaleEpoch { seen } => {
-            driver.held.outrun(seen);
-            Unattached::Drive(error.into())
-        }
+        RefusalReason::StaleEpoch { .. } => Unattached::Drive(error.into()),
         RefusalReason::SlotTaken => {
             // A job that is over may not have been removed there yet. Once it is, this one starts.
             if let Some((instance, _)) = driver.lease.place() {

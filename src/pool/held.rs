@@ -18,10 +18,11 @@ use crate::api::runner_pool::HostStatus;
 use crate::api::{JobLease, RunnerPool, SuspendedEnvironment};
 use crate::app::Shared;
 use crate::deed::{Deed, Point};
-use crate::host::keeper::{HostState, RecordKey};
+use crate::host::keeper::Owner;
 use crate::host::link::Caller;
 use crate::kube_ext::is_conflict;
 use crate::leader::Tenure;
+use crate::telemetry::EpochGuard;
 
 /// A pool while it is held. Everything in it can be rebuilt from objects and hosts; nothing else is kept.
 pub struct Held {
@@ -142,17 +143,39 @@ impl Held {
 
     /// Cancelled when the right to act for the pool has ended.
     pub fn ended(&self) -> &CancellationToken {
-        &self.tenure.ended
+        self.tenure.ended()
+    }
+
+    /// The right to act for the pool.
+    pub fn tenure(&self) -> &Tenure {
+        &self.tenure
     }
 
     /// The holder's epoch.
     pub fn epoch(&self) -> u64 {
-        self.tenure.epoch()
+        self.tenure.epoch().get()
     }
 
     /// The right to make a durable write: waits until the holder may act.
     pub async fn deed(&self, point: Point) -> Deed {
         Deed::permitted(&self.tenure, point).await
+    }
+
+    /// Whether nothing of the pool is under way: no job is open, and none is asked for.
+    pub(super) fn is_at_rest(&self) -> bool {
+        !self.is_asking() && !self.leases().iter().any(|lease| lease.phase().is_open())
+    }
+
+    /// Whether a status may be written over one of that epoch. A newer holder's may not: it is looked into instead
+    /// whether the pool is still ours.
+    pub fn may_overwrite(&self, object: &str, epoch: Option<u64>) -> bool {
+        match epoch.filter(|epoch| *epoch > self.epoch()) {
+            None => true,
+            Some(seen) => {
+                self.tenure.epoch().refused(EpochGuard::Object, object, seen);
+                false
+            }
+        }
     }
 
     /// Leases of this pool.
@@ -282,51 +305,47 @@ impl Held {
         lock(&self.busy).contains(lease)
     }
 
-    /// A host has seen a higher epoch. If the Lease is still ours it was deleted or restored, and is raised above it;
-    /// if it is not, raising fails and ends the tenure.
-    pub fn outrun(&self, seen: u64) {
-        self.tenure.raise_above(seen);
-    }
-
     pub(super) fn adjust_hosts(self: &Arc<Self>, pool: &RunnerPool, settings: &Settings) {
         let recorded: Vec<HostStatus> =
             pool.status.as_ref().map(|status| status.hosts.clone()).unwrap_or_default();
         let caller = Caller {
             pool: format!("{}/{}", self.namespace, self.name),
             pool_uid: self.uid.clone(),
-            epoch: Arc::clone(&self.tenure.epoch),
+            epoch: self.tenure.epoch().clone(),
         };
-        let recorder = Arc::new(KeyRecorder { held: Arc::clone(self) });
+        let owner = Arc::new(HostOwner { held: Arc::clone(self) });
         self.hosts.adjust(
             settings,
             &recorded,
             &caller,
             &self.shared.supervisors,
-            &recorder,
+            &owner,
             &self.tasks,
             self.ended(),
             &self.wake,
         );
-        for host in self.hosts.view() {
-            if let HostState::Fenced { seen } = host.state {
-                self.outrun(seen);
-            }
-        }
     }
 }
 
-/// Writes first-seen host keys into the pool's status.
-struct KeyRecorder {
+/// The pool as the keepers of its hosts see it.
+struct HostOwner {
     held: Arc<Held>,
 }
 
-impl RecordKey for KeyRecorder {
-    async fn record(&self, host: &str, key: String) -> Result<(), String> {
+impl Owner for HostOwner {
+    async fn acting(&self) {
+        self.held.tenure.acting().await;
+    }
+
+    async fn record_key(&self, host: &str, key: String) -> Result<(), String> {
         let _turn = self.held.status_turn.lock().await;
         loop {
             let pool = self.held.pool().ok_or("the pool is gone")?;
             let hosts = &pool.spec.provider.fixed.hosts;
             let address = &hosts.iter().find(|known| known.name == host).ok_or("the host is gone")?.address;
+            if !self.held.may_overwrite("RunnerPool", pool.status.as_ref().and_then(|status| status.epoch)) {
+                return Err("a newer holder has written the pool's status".to_owned());
+            }
             let mut next = pool.as_ref().clone();
             let status = next.status.get_or_insert_default();
             if !super::status::record_key(&mut status.hosts, host, address, &key)? {

@@ -11,7 +11,7 @@ use super::settings::Settings;
 use crate::api::runner_pool::{HostStatus, Isolation, ProxyJump, StaticHost};
 use crate::host::connection::Target;
 use crate::host::install::{Supervisors, Wanted};
-use crate::host::keeper::{self, HostOrder, HostState, RecordKey, Trust};
+use crate::host::keeper::{self, HostOrder, HostState, Owner, Trust};
 use crate::host::link::{Caller, Link};
 use crate::host::trust::{self, Expected};
 
@@ -46,13 +46,13 @@ impl Hosts {
     /// Starts, restarts and stops keepers so that they match the settings. `wake` is called on every change of a
     /// host's state.
     #[expect(clippy::too_many_arguments, reason = "one call site; each is a different kind of thing")]
-    pub fn adjust<R: RecordKey>(
+    pub fn adjust<O: Owner>(
         &self,
         settings: &Settings,
         recorded: &[HostStatus],
         caller: &Caller,
         supervisors: &Supervisors,
-        recorder: &Arc<R>,
+        owner: &Arc<O>,
         tasks: &TaskTracker,
         ended: &CancellationToken,
         wake: &Arc<tokio::sync::Notify>,
@@ -96,7 +96,7 @@ impl Hosts {
                         order,
                         watched_trust,
                         supervisors.clone(),
-                        Arc::clone(recorder),
+                        Arc::clone(owner),
                         sender,
                         cancel.clone(),
                     );

@@ -48,6 +48,10 @@ pub enum Idle {
     Deleting,
     /// The settings cannot be used.
     NotConfigured,
+    /// The Lease was not renewed at the last try: a job taken now might not be made durable.
+    NotSure,
+    /// The pool is being given up for another replica.
+    Leaving,
     /// No slot, no host, or enough jobs.
     Room(Room),
 }
@@ -65,6 +69,12 @@ pub fn may_poll(held: &Held) -> Result<Arc<Settings>, Idle> {
     let Some(settings) = held.settings() else { return Err(Idle::NotConfigured) };
     if held.settings_refused() {
         return Err(Idle::NotConfigured);
+    }
+    if !held.tenure().is_sure() {
+        return Err(Idle::NotSure);
+    }
+    if held.tenure().is_leaving() {
+        return Err(Idle::Leaving);
     }
     match slots::room(&held.view()) {
         Room::Yes => Ok(settings),

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::Held;
 use crate::api::suspended_environment::object_name;
+use crate::clock;
 use crate::deed::Point;
 use crate::environment::plan::HostWord;
 use crate::environment::sweep::{self, Known};
@@ -142,8 +143,7 @@ async fn tidy(held: &Held, host: &str, link: &Link) {
         list.insert(environment);
     }
     known.owned.extend(held.environments().iter().map(|environment| environment.spec.environment_id.clone()));
-<<<<<<< HEAD
-    for environment in held.inventories.sweep(host, &known, Timestamp::now()) {
+    for environment in held.inventories.sweep(host, &known, clock::now()) {
         // Two watches may lag by different times: the API server itself says whether an object owns it.
         let name = object_name(&held.name, &environment);
         match held.shared.environments.read(&held.namespace, &name).await {
@@ -154,9 +154,6 @@ async fn tidy(held: &Held, host: &str, link: &Link) {
                 continue;
             }
         }
-=======
-    for environment in held.inventories.sweep(host, &known, clock::now()) {
->>>>>>> hosts
         match link.release(held.deed(Point::LeftoverRemoved).await, &environment, true).await {
             Ok(()) => {
                 tracing::info!(pool = held.name, host, environment, "removed a leftover from the host");

@@ -271,6 +271,9 @@ fn polling(observed: &Observed<'_>) -> Finding {
         Some(Idle::Mode(Mode::Active | Mode::Paused)) => ("Paused", "spec.mode is Paused"),
         Some(Idle::Deleting) => ("Deleting", "the pool is being deleted"),
         Some(Idle::NotConfigured) => ("NotConfigured", "see condition CredentialsValid"),
+        Some(Idle::NotSure) => ("LeaseNotRenewed", "the holder could not renew the pool's Lease"),
+        // For a moment, while GitLab may still hold the last request.
+        Some(Idle::Leaving) => ("ChangingHolder", "the pool is given to another replica"),
         Some(Idle::Room(Room::AtConcurrency)) => {
             ("AtConcurrency", "as many jobs as spec.concurrency are open")
         }
