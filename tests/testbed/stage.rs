@@ -405,12 +405,15 @@ impl Stage {
         operator.start_again().await
     }
 
-    /// Gives the pool's Lease up in the name of a holder that is dead, so that the next one need not wait until it has
-    /// run out.
+    /// Gives the pool's Lease up in the name of a holder that is dead, and takes its announcement away, so that the next
+    /// one need wait for neither to run out.
     pub async fn give_up_lease(&self) -> Result<()> {
+        self.kubectl(&["delete", "leases", "--selector=dormouse.dev/replica"]).await?;
         let patch = r#"{"spec":{"holderIdentity":""}}"#;
-        let lease = format!("dormouse-pool-{POOL}");
-        self.kubectl(&["patch", "lease", &lease, "--type=merge", "-p", patch]).await.map(|_| ())
+        for lease in self.kubectl(&["get", "leases", "--output=name"]).await?.lines() {
+            self.kubectl(&["patch", lease, "--type=merge", "-p", patch]).await?;
+        }
+        Ok(())
     }
 
     /// Fails if GitLab saw anything a correct runner would not do, or a Secret of a job is left.
