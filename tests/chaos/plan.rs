@@ -69,15 +69,25 @@ impl fmt::Display for Blow {
     }
 }
 
-/// Kills of the operator and nothing else. One of eight leaves a Lease that has to run out.
+/// Kills of the operator and nothing else: some in the middle of its take-over, some in its quiet days. One of eight
+/// leaves a Lease that has to run out.
 pub fn kills(seed: Seed, count: usize) -> Vec<Blow> {
     let mut dice = seed.dice(1);
     let runs_out = dice.random_range(0..8);
+    let mut has_to_wait = false;
     (0..count)
-        .map(|number| Blow {
-            pause: between(&mut dice, 100..1500),
-            mishaps: vec![Mishap::OperatorKilled { gives_up: number % 8 != runs_out }],
-            lasts: between(&mut dice, 0..400),
+        .map(|number| {
+            let milliseconds = match dice.random_range(0..2) {
+                _ if has_to_wait => 16_000..20_000,
+                0 => 100..1500,
+                _ => 1500..5000,
+            };
+            has_to_wait = number % 8 == runs_out;
+            Blow {
+                pause: between(&mut dice, milliseconds),
+                mishaps: vec![Mishap::OperatorKilled { gives_up: !has_to_wait }],
+                lasts: between(&mut dice, 0..400),
+            }
         })
         .collect()
 }
