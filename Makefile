@@ -49,10 +49,11 @@ generate: ## Write the files that come from the types: definitions, API referenc
 bench: packages tools ## Measure every budget and write target/bench.json
 	@$(BED)/run-bench.sh
 
-soak: packages tools supervisor ## Run the random and repeated tests at their full length
+soak: packages tools supervisor ## Run the random and repeated tests at their full length (DORMOUSE_SOAK_KILLS, DORMOUSE_SEED)
 	@PROPTEST_CASES=20000 cargo test --locked --lib
 	@PROPTEST_CASES=20000 cargo test --locked --no-default-features --features supervisor --lib
 	@for round in $$(seq 1 10); do echo "--- round $$round of 10"; cargo test --locked --test dormouse -- main_job; done
+	@cargo test --locked --test dormouse -- --ignored --exact --nocapture chaos::soak
 
 image: ## Build the container image and write it as an OCI archive to target/dormouse-image.tar
 	@$(BED)/build-image.sh --rootfs target/image --archive target/dormouse-image.tar --name dormouse:$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)

@@ -16,6 +16,8 @@ mod bed_hosts;
 #[cfg(feature = "operator")]
 mod bed_node;
 #[cfg(feature = "operator")]
+mod chaos;
+#[cfg(feature = "operator")]
 mod chart;
 #[cfg(feature = "operator")]
 mod conversation;

@@ -6,6 +6,7 @@
 //! 127.0.0.0/8. The example program `testbed/main.rs` is made of the same modules.
 #![allow(dead_code, reason = "each of the programs made of these modules uses a part of them")]
 
+pub mod checker;
 pub mod control_plane;
 pub mod gitlab;
 pub mod hosts;

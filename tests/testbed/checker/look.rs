@@ -1,0 +1,92 @@
+//! Gathers what is judged, from outside: GitLab's record, the hosts' file systems, kubectl.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::journal::FILE;
+use super::{ClusterFacts, Entry, Expectation, Facts, HostFacts};
+use crate::testbed::gitlab::JobId;
+use crate::testbed::hosts::Host;
+use crate::testbed::stage::Stage;
+
+/// Where a host that is logged into as root keeps environments.
+const ENVIRONMENTS: &str = "var/lib/dormouse/environments";
+
+impl Facts {
+    /// Looks at everything there is now.
+    pub async fn gather(stage: &Stage, expectations: Vec<Expectation>) -> Result<Self> {
+        let mut hosts = Vec::new();
+        for host in &stage.hosts {
+            let looked = HostFacts::gather(host).await;
+            hosts.push(looked.with_context(|| format!("failed to look at {}", host.name()))?);
+        }
+        Ok(Self {
+            expectations,
+            jobs: stage.gitlab.jobs(),
+            violations: stage.gitlab.violations().iter().map(ToString::to_string).collect(),
+            hosts,
+            cluster: ClusterFacts::gather(stage).await?,
+        })
+    }
+}
+
+impl ClusterFacts {
+    /// Looks at the stage's namespace.
+    pub async fn gather(stage: &Stage) -> Result<Self> {
+        let names = async |args: &[&str]| -> Result<Vec<String>> {
+            Ok(stage.kubectl(args).await?.lines().map(str::to_owned).collect())
+        };
+        let payloads = "--field-selector=type=dormouse.dev/job-payload";
+        Ok(Self {
+            leases: stage.list("jobleases").await?,
+            environments: stage.list("suspendedenvironments").await?,
+            payloads: names(&["get", "secrets", payloads, "-o", "name"]).await?,
+            claims: names(&["get", "leases.coordination.k8s.io", "-o", "name"]).await?,
+        })
+    }
+}
+
+impl HostFacts {
+    /// Looks at a host that is on.
+    pub async fn gather(host: &Host) -> Result<Self> {
+        let disk = host.disk();
+        let journal = match fs::read_to_string(disk.join(FILE.trim_start_matches('/'))) {
+            Ok(text) => Entry::read_all(&text)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        let environments = names(&disk.join(ENVIRONMENTS))?;
+        let mut logs = Vec::new();
+        for environment in &environments {
+            let jobs = disk.join(ENVIRONMENTS).join(environment).join("jobs");
+            for job in names(&jobs)? {
+                logs.push((JobId(job.parse()?), fs::read(jobs.join(&job).join("log"))?));
+            }
+        }
+        // Process 1 and its children of the same name are the host's sshd; the look itself is no child of theirs.
+        let processes =
+            "ps -eo pid=,args= | grep -vE '^ *[0-9]+ (/usr/sbin/sshd|sshd|ps |grep |sh -c ps)' || true";
+        let cgroups = "cd /sys/fs/cgroup && find . -mindepth 1 -type d ! -path ./system.slice ! -path ./system.slice/ssh.service";
+        let lines = |text: String| text.lines().map(|line| line.trim().to_owned()).collect();
+        Ok(Self {
+            name: host.name().to_owned(),
+            journal,
+            environments,
+            logs,
+            processes: lines(host.exec_root(processes).await?),
+            cgroups: lines(host.exec_root(cgroups).await?),
+        })
+    }
+}
+
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| folder.display().to_string()),
+    };
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
