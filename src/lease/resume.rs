@@ -19,6 +19,7 @@ use crate::host::link::{Link, LinkError};
 use crate::kube_ext::{is_conflict, is_not_found};
 use crate::pool::slots::Slot;
 use crate::spool::order::ResumeOrder;
+use crate::spool::record::EnvironmentPhase;
 use crate::telemetry::EnvironmentOutcome;
 
 /// What a look at the environment a job names comes to.
@@ -86,8 +87,13 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
         ))));
     };
     match host_knows(&link, &found).await {
-        Ok(true) => {}
-        Ok(false) => return Ok(Err(Refusal::UnknownToHost)),
+        Ok(Some(EnvironmentPhase::Suspended)) => {}
+        // What an earlier job left running there when its host was lost is put to sleep first.
+        Ok(Some(EnvironmentPhase::Active | EnvironmentPhase::Releasing)) => {
+            let awake = "the environment, which its host has not put to sleep again yet".to_owned();
+            return Ok(Ok(Look::Wait(awake)));
+        }
+        Ok(None) => return Ok(Err(Refusal::UnknownToHost)),
         // A host that does not answer as it should is away: the job waits for it, up to its own time-out.
         Err(error) => {
             let away = format!("instance {}, where the environment sleeps: {error}", slot.instance);
@@ -109,16 +115,20 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
     }))
 }
 
-/// Whether the host's own record says the same as the object: an object made by hand proves nothing.
-async fn host_knows(link: &Link, environment: &SuspendedEnvironment) -> Result<bool, LinkError> {
+/// What the environment does by its host's own record, if that says the same as the object: an object made by hand
+/// proves nothing.
+async fn host_knows(
+    link: &Link,
+    environment: &SuspendedEnvironment,
+) -> Result<Option<EnvironmentPhase>, LinkError> {
     let listed = link.list().await?;
-    Ok(listed.iter().any(|listed| {
-        let record = &listed.environment;
+    let same = listed.iter().map(|listed| &listed.environment).find(|record| {
         record.environment == environment.spec.environment_id
             && record.project_id == environment.spec.origin.project_id
             && record.workspace == environment.spec.workspace_path
             && record.slot == environment.spec.origin.slot
-    }))
+    });
+    Ok(same.map(|record| record.phase))
 }
 
 fn slot_of(environment: &SuspendedEnvironment) -> Slot {
