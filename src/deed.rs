@@ -145,6 +145,7 @@ points! {
         UnwantedRemoved "unwanted-removed" "(11) Host: the environment of an unwanted job is removed."
         LeaseReported "lease-reported" "(12) JobLease status Reported."
         LeaseFailed "lease-failed" "(12) JobLease status Failed."
+        SlotSeenClean "slot-seen-clean" "JobLease status: nothing of the job is left on its slot, which was in doubt."
         PayloadDeleted "payload-deleted" "(13) Secrets deleted."
         LeaseDeleted "lease-deleted" "(14) JobLease deleted."
         LeaseFinalizerRemoved "lease-finalizer-removed" "(15) JobLease: our finalizer goes, and the lease with it."

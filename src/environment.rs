@@ -54,7 +54,7 @@ pub fn look(held: &Arc<Held>) -> Option<Timestamp> {
         }
         let plan = plan::plan(&observed);
         next = [next, plan.look_again_at].into_iter().flatten().min();
-        let status = described(&environment, &plan);
+        let status = described(&observed, &plan);
         if plan.action.is_none() && environment.status.as_ref() == Some(&status) {
             continue;
         }
@@ -101,9 +101,13 @@ pub fn observe<'a>(held: &Held, environment: &'a SuspendedEnvironment) -> Observ
 }
 
 /// The status with the plan's conditions.
-fn described(environment: &SuspendedEnvironment, plan: &plan::Plan) -> SuspendedEnvironmentStatus {
+fn described(observed: &Observed<'_>, plan: &plan::Plan) -> SuspendedEnvironmentStatus {
+    let environment = observed.environment;
     let mut status = environment.status.clone().unwrap_or_default();
     describe(&mut status, environment.metadata.generation, &plan.findings);
+    if observed.word == HostWord::Restarted {
+        status.processes = Some(0);
+    }
     status
 }
 
@@ -126,10 +130,11 @@ async fn step(held: &Held, environment: &SuspendedEnvironment) -> Result<(), Ste
     let Some(environment) = held.shared.environments.cache.get(&namespace, &environment.name_any()) else {
         return Ok(());
     };
-    let plan = plan::plan(&observe(held, &environment));
+    let observed = observe(held, &environment);
+    let plan = plan::plan(&observed);
     match plan.action {
         None => {
-            let status = described(&environment, &plan);
+            let status = described(&observed, &plan);
             write(held, Point::EnvironmentStatusWritten, &environment, status).await
         }
         Some(action) => act(held, &environment, action).await,

@@ -44,6 +44,7 @@ pub mod conclude;
 pub mod conversation;
 pub mod finish;
 pub mod payload;
+pub mod quarantine;
 pub mod record;
 pub mod resume;
 pub mod run;
@@ -96,6 +97,8 @@ pub struct Driver {
     lease: Arc<JobLease>,
     job: JobPayload,
     conversation: Conversation,
+    /// Whether the host has said that nothing of the job is left on its slot.
+    slot_is_clean: bool,
     /// When this process began to drive it; for the first-byte metric only.
     began: Instant,
 }
@@ -135,8 +138,15 @@ async fn attempt(held: &Arc<Held>, lease: Arc<JobLease>) -> Result<(), DriveErro
     };
     let conversation =
         Conversation::new(held, settings.gitlab.clone(), JobCredentials::of(&job), job.features.clone());
-    let mut driver =
-        Driver { held: Arc::clone(held), settings, lease, job, conversation, began: Instant::now() };
+    let mut driver = Driver {
+        held: Arc::clone(held),
+        settings,
+        lease,
+        job,
+        conversation,
+        slot_is_clean: false,
+        began: Instant::now(),
+    };
     driver.bring_to_end().await
 }
 
@@ -149,7 +159,8 @@ async fn close_without_payload(held: &Held, lease: &Arc<JobLease>, why: &str) ->
         "the lease is closed without its payload"
     );
     held.shared.events.warning(lease.as_ref(), "PayloadMissing", "Close", why.to_owned()).await;
-    let ending = Ending::without_run(Some(FailureReason::RunnerSystemFailure), why);
+    let mut ending = Ending::without_run(Some(FailureReason::RunnerSystemFailure), why);
+    ending.slot_in_doubt = quarantine::doubt(held, lease);
     record_step(held, lease, &Step::Failed(ending)).await?;
     Ok(())
 }
@@ -277,12 +288,23 @@ impl Driver {
     }
 
     /// Closes the lease and lets go of what it kept.
-    async fn close(&mut self, step: Step) -> Result<(), DriveError> {
-        let reason = match &step {
-            Step::Reported(ending) | Step::Failed(ending) | Step::Finalizing(ending) => ending.failure,
-            Step::Assigned { .. } | Step::Running | Step::Tail { .. } => None,
-        };
+    async fn close(&mut self, mut step: Step) -> Result<(), DriveError> {
         resume::let_go(self).await?;
+        let reason = match &mut step {
+            Step::Reported(ending) | Step::Failed(ending) => {
+                if !self.slot_is_clean {
+                    ending.slot_in_doubt = quarantine::doubt(&self.held, &self.lease);
+                }
+                if let Some(why) = ending.slot_in_doubt.clone() {
+                    tracing::warn!(why, "the slot is quarantined");
+                    let events = &self.held.shared.events;
+                    events.warning(self.lease.as_ref(), "SlotQuarantined", "Close", why).await;
+                }
+                ending.failure
+            }
+            Step::Finalizing(ending) => ending.failure,
+            Step::Assigned { .. } | Step::Running | Step::Tail { .. } | Step::SlotSeenClean => None,
+        };
         self.held.settle_reservation(&self.lease.name_any());
         // (12)
         self.record(&step).await?;

@@ -176,6 +176,10 @@ fn collect_finished(held: &Arc<Held>) {
         if index < FINISHED_LEASES_KEPT && age < FINISHED_LEASE_TTL {
             continue;
         }
+        // It says that its slot is in quarantine, as long as there is such a slot.
+        if lease.quarantined_place().is_some_and(|(instance, _)| held.hosts.watch(instance).is_some()) {
+            continue;
+        }
         let Some(busy) = held.begin(lease.uid()) else { continue };
         let held_by_task = Arc::clone(held);
         held.spawn(async move {

@@ -23,6 +23,9 @@ pub const HOSTS_CAPABLE: &str = "HostsCapable";
 /// RunnerPool: no lease is open and no new job is taken.
 pub const DRAINED: &str = "Drained";
 
+/// RunnerPool: no slot waits for its host to say that nothing of its last job is left.
+pub const SLOTS_CLEAN: &str = "SlotsClean";
+
 /// SuspendedEnvironment: frozen and recorded on its host.
 pub const SUSPENDED: &str = "Suspended";
 /// SuspendedEnvironment: a job uses it.
@@ -42,6 +45,9 @@ pub const STARTED: &str = "Started";
 pub const FINISHED: &str = "Finished";
 /// JobLease: GitLab has the result.
 pub const REPORTED: &str = "Reported";
+
+/// JobLease: nothing of the job is left on its slot; there only if that was in doubt at the job's end.
+pub const SLOT_CLEAN: &str = "SlotClean";
 
 /// The state of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

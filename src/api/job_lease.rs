@@ -5,6 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::condition::SLOT_CLEAN;
 use super::runner_pool::conditions_schema;
 
 /// One job's claim on one slot.
@@ -112,7 +113,7 @@ pub struct JobLeaseStatus {
     /// Bytes GitLab had when the operator began to write the end of the log itself, because no supervisor could.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tail_offset: Option<u64>,
-    /// Conditions: Accepted, InstanceReady, Started, Finished, Reported.
+    /// Conditions: Accepted, InstanceReady, Started, Finished, Reported; SlotClean where that was in doubt.
     #[serde(default)]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
@@ -155,6 +156,16 @@ impl JobLease {
     pub fn place(&self) -> Option<(&str, u32)> {
         let status = self.status.as_ref()?;
         Some((status.instance.as_deref()?, status.slot?))
+    }
+
+    /// The instance and slot that take no other job until the instance has said that nothing of this one is left.
+    pub fn quarantined_place(&self) -> Option<(&str, u32)> {
+        let status = self.status.as_ref()?;
+        let in_doubt = |known: &Condition| known.type_ == SLOT_CLEAN && known.status != "True";
+        if self.phase().is_open() || !status.conditions.iter().any(in_doubt) {
+            return None;
+        }
+        self.place()
     }
 }
 

@@ -24,6 +24,8 @@ pub enum HostWord {
     NotAsked,
     /// It has it, asleep.
     Asleep,
+    /// It has it, asleep, and was restarted since: the processes that were frozen are gone.
+    Restarted,
     /// It has it, with the processes of a job that still count as running.
     Active,
     /// It has no record of it.
@@ -90,7 +92,9 @@ pub fn plan(observed: &Observed<'_>) -> Plan {
         (true, false) => None,
         (false, false) => match environment.phase() {
             _ if expired => Some(Action::Expire),
-            Phase::Suspending if observed.word == HostWord::Asleep => Some(Action::Unbind),
+            Phase::Suspending if matches!(observed.word, HostWord::Asleep | HostWord::Restarted) => {
+                Some(Action::Unbind)
+            }
             Phase::Suspending => Some(Action::Abandon),
             Phase::Resuming | Phase::InUse => Some(Action::Unbind),
             Phase::Suspended if environment.bound_lease().is_some() => Some(Action::Unbind),
@@ -126,7 +130,7 @@ pub fn findings(observed: &Observed<'_>) -> Vec<Finding> {
             HostWord::NotAsked => {
                 Finding::new(VERIFIED, Status::Unknown, "NotAsked", "the instance has not been asked since")
             }
-            HostWord::Asleep | HostWord::Active => {
+            HostWord::Asleep | HostWord::Restarted | HostWord::Active => {
                 Finding::new(VERIFIED, true, "KnownToHost", format!("instance {instance} has its record"))
             }
             HostWord::Unknown => Finding::new(
@@ -170,6 +174,15 @@ fn ready(observed: &Observed<'_>) -> Finding {
         (Phase::Suspending | Phase::Resuming | Phase::Releasing, _, InstanceState::Reachable) => {
             Finding::new(READY, Status::Unknown, "InTransition", "it is changing its phase")
         }
+        (Phase::Suspended, HostWord::Restarted, InstanceState::Reachable) => Finding::new(
+            READY,
+            true,
+            "ProcessesLost",
+            format!(
+                "it can be resumed at once, but instance {instance} was restarted while it slept: its background \
+                 processes are gone"
+            ),
+        ),
         (Phase::InUse, _, InstanceState::Reachable) => Finding::new(READY, true, "InUse", "a job uses it"),
         (Phase::Suspended, _, InstanceState::Reachable) => {
             Finding::new(READY, true, "Asleep", "it can be resumed at once")
@@ -323,6 +336,7 @@ mod tests {
         prop_oneof![
             Just(HostWord::NotAsked),
             Just(HostWord::Asleep),
+            Just(HostWord::Restarted),
             Just(HostWord::Active),
             Just(HostWord::Unknown)
         ]

@@ -279,6 +279,11 @@ pub struct Attached {
 }
 
 impl Attached {
+    /// When the host was last heard.
+    pub fn heard_at(&self) -> Instant {
+        self.heard_at
+    }
+
     /// The next frame, or `None` at the end of the stream, which says nothing about the job. Cancel-safe: bytes
     /// read so far stay in the decoder.
     ///

@@ -74,8 +74,8 @@ async fn end_on_host(driver: &mut Driver, link: &Arc<Link>) -> Result<(), DriveE
     }
     let deed = driver.held.deed(Point::HostTidied).await;
     match link.release(deed, &driver.lease.spec.environment_id, false).await {
-        Ok(()) => {}
-        // GitLab has the result; what is left on the host is swept, and a new job on the slot sweeps it first.
+        Ok(()) => driver.slot_is_clean = true,
+        // GitLab has the result; the slot takes no job before what is left on the host is swept.
         Err(error) => {
             tracing::warn!(%error, "the host was not tidied yet");
         }
@@ -161,6 +161,7 @@ pub async fn abandon_on(driver: &mut Driver, link: &Arc<Link>) -> Result<(), Dri
         withdraw_canceled(driver).await?;
     } else {
         link.release(driver.held.deed(Point::UnwantedRemoved).await, &path.environment, true).await?;
+        driver.slot_is_clean = true;
     }
     driver.end_gone().await
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::condition::{
-    self, ACCEPTED, FINISHED, Finding, INSTANCE_READY, READY, REPORTED, STARTED, Status,
+    self, ACCEPTED, FINISHED, Finding, INSTANCE_READY, READY, REPORTED, SLOT_CLEAN, STARTED, Status,
 };
 use crate::api::job_lease::{JobLeaseStatus, LeasePhase};
 use crate::deed::Point;
@@ -38,6 +38,8 @@ pub enum Step {
     Reported(Ending),
     /// GitLab refuses the result, or there is none to tell.
     Failed(Ending),
+    /// Of a lease that is over: its slot, which was in doubt, has been seen clean.
+    SlotSeenClean,
 }
 
 /// How a lease ends.
@@ -53,6 +55,8 @@ pub struct Ending {
     pub started_at: Option<Timestamp>,
     /// When the last stage ended, by the host's clock.
     pub finished_at: Option<Timestamp>,
+    /// Why it is not known that nothing of the job is left on its slot, if it is not.
+    pub slot_in_doubt: Option<String>,
 }
 
 impl Step {
@@ -65,6 +69,7 @@ impl Step {
             Self::Finalizing(_) => Point::ResultRecorded,
             Self::Reported(_) => Point::LeaseReported,
             Self::Failed(_) => Point::LeaseFailed,
+            Self::SlotSeenClean => Point::SlotSeenClean,
         }
     }
 }
@@ -79,6 +84,7 @@ impl Ending {
             message: result.map(|result| result.message.clone()).unwrap_or_default(),
             started_at: Some(record.started_at),
             finished_at: record.finished_at,
+            slot_in_doubt: None,
         }
     }
 
@@ -125,10 +131,31 @@ pub fn after(
             status.phase = Some(LeasePhase::Failed);
             fill(&mut status, ending);
         }
+        Step::SlotSeenClean => {}
     }
-    let findings = findings(&status);
+    let mut findings = findings(&status);
+    findings.extend(slot(step));
     condition::merge(&mut status.conditions, &findings, generation, now);
     status
+}
+
+/// What a step says of the slot: nothing, as long as there is no doubt.
+fn slot(step: &Step) -> Option<Finding> {
+    match step {
+        Step::Reported(Ending { slot_in_doubt: Some(why), .. })
+        | Step::Failed(Ending { slot_in_doubt: Some(why), .. }) => {
+            Some(Finding::new(SLOT_CLEAN, false, "NotSeenClean", why.clone()))
+        }
+        Step::SlotSeenClean => {
+            Some(Finding::new(SLOT_CLEAN, true, "SeenClean", "nothing of the job is left on its slot"))
+        }
+        Step::Assigned { .. }
+        | Step::Running
+        | Step::Tail { .. }
+        | Step::Finalizing(_)
+        | Step::Reported(_)
+        | Step::Failed(_) => None,
+    }
 }
 
 fn fill(status: &mut JobLeaseStatus, ending: &Ending) {
@@ -174,7 +201,36 @@ fn findings(status: &JobLeaseStatus) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::api::JobLease;
+
+    #[test]
+    fn a_slot_is_in_doubt_from_the_end_until_it_is_seen_clean() {
+        let assigned = after(None, &Step::Assigned { instance: "a".into(), slot: 1 }, "me", 3, None, now());
+        let ended = |status: &JobLeaseStatus, slot_in_doubt| {
+            let ending = Ending { slot_in_doubt, ..Ending::default() };
+            after(Some(status), &Step::Reported(ending), "me", 3, None, now())
+        };
+        let lease = |status: JobLeaseStatus| -> JobLease {
+            let spec = json!({
+                "pool": "p", "poolUid": "u", "jobId": 1, "jobName": "j", "projectId": 1, "projectPath": "g/p",
+                "ref": "main", "environmentId": "abcdefghijklmnopqrst", "timeoutSeconds": 1,
+                "acceptedAt": "2026-01-01T00:00:00Z", "payloadParts": 1,
+            });
+            let object = json!({
+                "apiVersion": "dormouse.dev/v1alpha1", "kind": "JobLease", "metadata": {"name": "p-1"},
+                "spec": spec, "status": status,
+            });
+            serde_json::from_value(object).unwrap()
+        };
+        assert_eq!(lease(ended(&assigned, None)).quarantined_place(), None);
+        let doubted = ended(&assigned, Some("away".into()));
+        assert_eq!(lease(doubted.clone()).quarantined_place(), Some(("a", 1)));
+        let clean = after(Some(&doubted), &Step::SlotSeenClean, "you", 4, None, now());
+        assert_eq!(lease(clean).quarantined_place(), None);
+    }
 
     fn now() -> Timestamp {
         Timestamp::from_second(5).unwrap()

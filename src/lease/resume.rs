@@ -88,11 +88,12 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
     };
     match host_knows(&link, &found).await {
         Ok(Some(EnvironmentPhase::Suspended)) => {}
-        // The job that used it has gone without a word: it is being put to sleep again.
-        Ok(Some(EnvironmentPhase::Active)) => {
-            return Ok(Ok(Look::Wait("the environment to be put to sleep again".to_owned())));
+        // What an earlier job left running there when its host was lost is put to sleep first.
+        Ok(Some(EnvironmentPhase::Active | EnvironmentPhase::Releasing)) => {
+            let awake = "the environment, which its host has not put to sleep again yet".to_owned();
+            return Ok(Ok(Look::Wait(awake)));
         }
-        Ok(Some(EnvironmentPhase::Releasing) | None) => return Ok(Err(Refusal::UnknownToHost)),
+        Ok(None) => return Ok(Err(Refusal::UnknownToHost)),
         // A host that does not answer as it should is away: the job waits for it, up to its own time-out.
         Err(error) => {
             let away = format!("instance {}, where the environment sleeps: {error}", slot.instance);
@@ -114,19 +115,20 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
     }))
 }
 
-/// What the host's own record says of the environment, if it is the object's: one made by hand proves nothing.
+/// What the environment does by its host's own record, if that says the same as the object: an object made by hand
+/// proves nothing.
 async fn host_knows(
     link: &Link,
     environment: &SuspendedEnvironment,
 ) -> Result<Option<EnvironmentPhase>, LinkError> {
     let listed = link.list().await?;
-    let own = listed.into_iter().map(|listed| listed.environment).find(|record| {
+    let same = listed.iter().map(|listed| &listed.environment).find(|record| {
         record.environment == environment.spec.environment_id
             && record.project_id == environment.spec.origin.project_id
             && record.workspace == environment.spec.workspace_path
             && record.slot == environment.spec.origin.slot
     });
-    Ok(own.map(|record| record.phase))
+    Ok(same.map(|record| record.phase))
 }
 
 fn slot_of(environment: &SuspendedEnvironment) -> Slot {

@@ -76,7 +76,7 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
                 }
                 Streamed::Broken(why) => {
                     tracing::debug!(why, "the stream ended");
-                    lost_since = Some(Instant::now());
+                    lost_since = Some(attached.heard_at());
                     tokio::time::sleep(REATTACH_PAUSE).await;
                     break;
                 }
@@ -232,8 +232,9 @@ async fn refused(driver: &mut Driver, reason: FailureReason, message: &str) -> R
 async fn give_up(driver: &mut Driver) -> Result<(), DriveError> {
     let instance = driver.lease.place().map(|(instance, _)| instance.to_owned()).unwrap_or_default();
     let grace = driver.settings.spec.connection_grace.std();
+    let why = driver.held.hosts.message(&instance).map(|why| format!(": {why}")).unwrap_or_default();
     let message = format!(
-        "instance {instance} has not been reachable for {} s (spec.connectionGrace)",
+        "instance {instance} has not been reachable for {} s (spec.connectionGrace){why}",
         grace.as_secs()
     );
     let note = format!("{message}; last seen {}", clock::now());

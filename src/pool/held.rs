@@ -244,10 +244,13 @@ impl Held {
                     && !used.contains(environment.spec.environment_id.as_str()),
             })
             .collect();
+        let quarantined = leases.iter().filter_map(|lease| lease.quarantined_place());
+        let quarantined = quarantined.map(|(instance, index)| Slot { instance: instance.to_owned(), index });
         View {
             instances,
             claimants,
             sleepers,
+            quarantined: quarantined.collect(),
             concurrency: pool.as_ref().map_or(0, |pool| pool.spec.concurrency),
         }
     }

@@ -131,6 +131,11 @@ impl Hosts {
         self.lock().get(name).and_then(|host| host.state.borrow().link())
     }
 
+    /// Why a host is not ready, if it is not.
+    pub fn message(&self, name: &str) -> Option<String> {
+        self.lock().get(name).and_then(|host| host.state.borrow().message())
+    }
+
     /// A signal that moves with every change of a host's state; `None` when the pool has no such host.
     pub fn watch(&self, name: &str) -> Option<watch::Receiver<HostState>> {
         self.lock().get(name).map(|host| host.state.clone())

@@ -11,17 +11,20 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::Held;
+use crate::api::JobLease;
 use crate::api::suspended_environment::object_name;
 use crate::clock;
 use crate::deed::Point;
 use crate::environment::plan::HostWord;
 use crate::environment::sweep::{self, Known};
 use crate::host::link::Link;
+use crate::lease::quarantine;
 use crate::spool::record::EnvironmentPhase;
 use crate::spool::verb::Listed;
 
-/// How often a reachable host is asked again.
+/// How often a reachable host is asked again, and how often while a slot of it waits for its answer.
 const INTERVAL: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_secs(5);
 
 /// What hosts have listed, by host.
 #[derive(Default)]
@@ -61,11 +64,11 @@ impl Inventories {
         }
     }
 
-    fn is_due(&self, host: &str, link: &Arc<Link>) -> bool {
+    fn is_due(&self, host: &str, link: &Arc<Link>, interval: Duration) -> bool {
         let mut by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
         let inventory = by_host.entry(host.to_owned()).or_default();
         let identity = Arc::as_ptr(link) as usize;
-        let due = inventory.link != identity || inventory.asked_at.is_none_or(|at| at.elapsed() >= INTERVAL);
+        let due = inventory.link != identity || inventory.asked_at.is_none_or(|at| at.elapsed() >= interval);
         if due {
             inventory.link = identity;
             inventory.asked_at = Some(Instant::now());
@@ -73,16 +76,10 @@ impl Inventories {
         due
     }
 
-    fn keep(&self, host: &str, listed: &[Listed]) {
+    fn keep(&self, host: &str, listed: &[Listed], boot_id: &str) {
         let words = listed
             .iter()
-            .map(|listed| {
-                let word = match listed.environment.phase {
-                    EnvironmentPhase::Suspended => HostWord::Asleep,
-                    EnvironmentPhase::Active | EnvironmentPhase::Releasing => HostWord::Active,
-                };
-                (listed.environment.environment.clone(), word)
-            })
+            .map(|listed| (listed.environment.environment.clone(), word(listed, boot_id)))
             .collect();
         let mut by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
         by_host.entry(host.to_owned()).or_default().words = Some(words);
@@ -98,11 +95,25 @@ impl Inventories {
     }
 }
 
+/// What a host that runs in this boot says about an environment by listing it.
+fn word(listed: &Listed, boot_id: &str) -> HostWord {
+    let environment = &listed.environment;
+    let had_processes = environment.context.as_ref().is_some_and(|context| context.processes > 0);
+    match environment.phase {
+        EnvironmentPhase::Suspended if had_processes && environment.boot_id != boot_id => HostWord::Restarted,
+        EnvironmentPhase::Suspended => HostWord::Asleep,
+        EnvironmentPhase::Active | EnvironmentPhase::Releasing => HostWord::Active,
+    }
+}
+
 /// Asks the hosts that are due.
 pub fn look(held: &Arc<Held>) {
+    let quarantined = held.view().quarantined;
     for host in held.hosts.view() {
         let Some(link) = host.state.link() else { continue };
-        if !held.inventories.is_due(&host.name, &link) {
+        let waits = quarantined.iter().any(|slot| slot.instance == host.name);
+        let interval = if waits { SOON } else { INTERVAL };
+        if !held.inventories.is_due(&host.name, &link, interval) {
             continue;
         }
         let held_by_task = Arc::clone(held);
@@ -114,10 +125,12 @@ pub fn look(held: &Arc<Held>) {
 }
 
 async fn ask(held: &Held, host: &str, link: &Link) {
+    // Whose jobs had ended before the host was asked: of these its answer speaks.
+    let doubted = quarantine::of_instance(held, host);
     match link.list().await {
         Ok(listed) => {
-            held.inventories.keep(host, &listed);
-            tidy(held, host, link).await;
+            held.inventories.keep(host, &listed, &link.hello.boot_id);
+            tidy(held, host, link, doubted).await;
         }
         Err(error) => {
             tracing::warn!(pool = held.name, host, %error, "the host's environments were not listed")
@@ -131,7 +144,7 @@ pub async fn tidy_now(held: &Held, host: &str, link: &Link) {
 }
 
 /// Removes from a host what no object owns.
-async fn tidy(held: &Held, host: &str, link: &Link) {
+async fn tidy(held: &Held, host: &str, link: &Link, doubted: Vec<Arc<JobLease>>) {
     let caches = [held.shared.leases.cache.is_synced(), held.shared.environments.cache.is_synced()];
     if caches.contains(&false) {
         return;
@@ -162,6 +175,19 @@ async fn tidy(held: &Held, host: &str, link: &Link) {
             Err(error) => {
                 tracing::warn!(pool = held.name, host, environment, %error, "a leftover was not removed yet");
             }
+        }
+    }
+    lift_quarantine(held, host, doubted).await;
+}
+
+/// Gives the slots of those leases back whose environments the host does not have any more.
+async fn lift_quarantine(held: &Held, host: &str, doubted: Vec<Arc<JobLease>>) {
+    for lease in doubted {
+        if held.inventories.word(host, &lease.spec.environment_id) != HostWord::Unknown {
+            continue;
+        }
+        if let Err(error) = quarantine::lift(held, &lease).await {
+            tracing::warn!(pool = held.name, host, %error, "a slot that is clean was not given back yet");
         }
     }
 }

@@ -62,6 +62,8 @@ pub struct View {
     pub claimants: Vec<Claimant>,
     /// Environments that exist, in whatever phase.
     pub sleepers: Vec<Sleeper>,
+    /// Slots whose last job has ended without a word of its host: what is left there is not known.
+    pub quarantined: BTreeSet<Slot>,
     /// Most open leases.
     pub concurrency: u32,
 }
@@ -90,7 +92,7 @@ impl View {
         owners
     }
 
-    /// Slots of ready instances that nobody owns, in order of preference.
+    /// Slots of ready instances that nobody owns and nothing is left on, in order of preference.
     pub fn free(&self) -> Vec<Slot> {
         let owners = self.owners();
         self.instances
@@ -99,7 +101,7 @@ impl View {
             .flat_map(|instance| {
                 (0..instance.slots).map(|index| Slot { instance: instance.name.clone(), index })
             })
-            .filter(|slot| !owners.contains_key(slot))
+            .filter(|slot| !owners.contains_key(slot) && !self.quarantined.contains(slot))
             .collect()
     }
 
@@ -139,7 +141,7 @@ pub enum Room {
     AtConcurrency,
     /// No instance can be reached.
     NoReachableHost,
-    /// Every slot is in use by a job.
+    /// Every slot is in use by a job, or in quarantine.
     NoSlot,
 }
 
@@ -237,32 +239,40 @@ mod tests {
     fn any_view() -> impl Strategy<Value = View> {
         let instances = proptest::collection::vec((1u32..4, any::<bool>()), 0..4);
         let occupants = proptest::collection::btree_map((0usize..4, 0u32..4), any::<(bool, bool)>(), 0..10);
-        (instances, occupants, 0u32..6, 0u32..12).prop_map(|(instances, occupants, waiting, concurrency)| {
-            let mut view = View {
-                instances: instances
-                    .into_iter()
-                    .enumerate()
-                    .map(|(n, (slots, ready))| Instance { name: format!("h{n}"), slots, ready })
-                    .collect(),
-                concurrency,
-                ..View::default()
-            };
-            for (n, ((host, index), (with_lease, with_environment))) in occupants.into_iter().enumerate() {
-                let n = n as u32 + 100;
-                let slot = slot(&format!("h{host}"), index);
-                if with_lease {
-                    view.claimants.push(claimant(n, Some(slot.clone())));
+        let quarantined = proptest::collection::btree_set((0usize..4, 0u32..4), 0..4);
+        (instances, occupants, quarantined, 0u32..6, 0u32..12).prop_map(
+            |(instances, occupants, quarantined, waiting, concurrency)| {
+                let mut view = View {
+                    quarantined: quarantined
+                        .into_iter()
+                        .map(|(host, index)| slot(&format!("h{host}"), index))
+                        .collect(),
+                    instances: instances
+                        .into_iter()
+                        .enumerate()
+                        .map(|(n, (slots, ready))| Instance { name: format!("h{n}"), slots, ready })
+                        .collect(),
+                    concurrency,
+                    ..View::default()
+                };
+                for (n, ((host, index), (with_lease, with_environment))) in occupants.into_iter().enumerate()
+                {
+                    let n = n as u32 + 100;
+                    let slot = slot(&format!("h{host}"), index);
+                    if with_lease {
+                        view.claimants.push(claimant(n, Some(slot.clone())));
+                    }
+                    if with_environment {
+                        let asleep = !with_lease;
+                        view.sleepers.push(Sleeper { environment: format!("e{n}"), slot, asleep });
+                    }
                 }
-                if with_environment {
-                    let asleep = !with_lease;
-                    view.sleepers.push(Sleeper { environment: format!("e{n}"), slot, asleep });
+                for n in 0..waiting {
+                    view.claimants.push(claimant(n, None));
                 }
-            }
-            for n in 0..waiting {
-                view.claimants.push(claimant(n, None));
-            }
-            view
-        })
+                view
+            },
+        )
     }
 
     /// The view once the assignments have been carried out.
@@ -288,10 +298,11 @@ mod tests {
         }
 
         #[test]
-        fn a_job_is_placed_only_on_a_ready_instance_and_within_its_slots(view in any_view()) {
+        fn a_job_is_placed_only_on_a_ready_instance_within_its_slots_and_not_in_quarantine(view in any_view()) {
             for (_, slot) in assign(&view).placed {
                 let instance = view.instances.iter().find(|instance| instance.name == slot.instance).unwrap();
                 prop_assert!(instance.ready && slot.index < instance.slots);
+                prop_assert!(!view.quarantined.contains(&slot));
             }
         }
 

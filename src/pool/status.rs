@@ -4,11 +4,11 @@ use jiff::Timestamp;
 
 use super::hosts::HostView;
 use super::intake::Idle;
-use super::slots::{Room, View};
+use super::slots::{Room, Slot, View};
 use crate::api::RunnerPool;
 use crate::api::condition::{
     self, CAPACITY_AVAILABLE, CREDENTIALS_VALID, DRAINED, Finding, HOST_KEYS_TRUSTED, HOSTS_CAPABLE, POLLING,
-    PROVIDER_REACHABLE, READY, Status,
+    PROVIDER_REACHABLE, READY, SLOTS_CLEAN, Status,
 };
 use crate::api::runner_pool::{EnvironmentCounts, HostStatus, Isolation, Mode, RunnerPoolStatus};
 use crate::host::keeper::{self, HostState};
@@ -149,6 +149,7 @@ fn findings(observed: &Observed<'_>) -> Vec<Finding> {
         capable,
         polling(observed),
         capacity(observed.view),
+        slots_clean(observed.view),
         drained(observed),
     ]
 }
@@ -299,6 +300,34 @@ fn capacity(view: &View) -> Finding {
     } else {
         Finding::new(CAPACITY_AVAILABLE, false, "SlotsInUse", "every slot is in use")
     }
+}
+
+fn slots_clean(view: &View) -> Finding {
+    let there = |slot: &&Slot| view.instances.iter().any(|instance| instance.name == slot.instance);
+    let slots: Vec<String> = view
+        .quarantined
+        .iter()
+        .filter(there)
+        .map(|slot| format!("slot {} of {}", slot.index, slot.instance))
+        .collect();
+    if slots.is_empty() {
+        return Finding::new(
+            SLOTS_CLEAN,
+            true,
+            "NoneInDoubt",
+            "no slot waits for its host to say that it is clean",
+        );
+    }
+    Finding::new(
+        SLOTS_CLEAN,
+        false,
+        "Quarantined",
+        format!(
+            "{}: the last job there ended without a word of its host; no job is placed there before the host has \
+             answered and what was left is removed",
+            slots.join(", ")
+        ),
+    )
 }
 
 fn drained(observed: &Observed<'_>) -> Finding {

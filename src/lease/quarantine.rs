@@ -1,0 +1,41 @@
+//! Slots in doubt: a job has ended for GitLab, and its host has not said that nothing of it is left there.
+//!
+//! The doubt stands in the status of the job's lease (condition `SlotClean`), written with its last step, so that every
+//! holder knows of it. Such a lease owns its slot, and is kept, until the host answers and what was there is removed.
+//! Whoever knows better deletes the lease.
+
+use std::sync::Arc;
+
+use kube::ResourceExt;
+
+use super::record::Step;
+use super::{DriveError, record_step};
+use crate::api::JobLease;
+use crate::pool::Held;
+
+/// Why a lease that ends leaves its slot in doubt; `None` when it holds none, or when an environment owns it from now
+/// on: that is known to its host by itself.
+pub fn doubt(held: &Held, lease: &JobLease) -> Option<String> {
+    let (instance, slot) = lease.place()?;
+    let environment = &lease.spec.environment_id;
+    if held.environments().iter().any(|known| known.spec.environment_id == *environment) {
+        return None;
+    }
+    Some(format!("instance {instance} has not said yet that nothing of the job is left on slot {slot}"))
+}
+
+/// Leases that keep slots of an instance in quarantine.
+pub fn of_instance(held: &Held, instance: &str) -> Vec<Arc<JobLease>> {
+    let mut leases = held.leases();
+    leases.retain(|lease| lease.quarantined_place().is_some_and(|(name, _)| name == instance));
+    leases
+}
+
+/// The host has said that nothing of the lease's job is left on its slot.
+pub async fn lift(held: &Held, lease: &Arc<JobLease>) -> Result<(), DriveError> {
+    record_step(held, lease, &Step::SlotSeenClean).await?;
+    tracing::info!(pool = held.name, lease = lease.name_any(), "the slot was seen clean");
+    let note = "nothing of the job is left on its slot".to_owned();
+    held.shared.events.normal(lease.as_ref(), "SlotClean", "Clean", note).await;
+    Ok(())
+}
