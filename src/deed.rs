@@ -145,6 +145,8 @@ points! {
         UnwantedRemoved "unwanted-removed" "(11) Host: the environment of an unwanted job is removed."
         LeaseReported "lease-reported" "(12) JobLease status Reported."
         LeaseFailed "lease-failed" "(12) JobLease status Failed."
+        LeaseMadeAgain "lease-made-again" "JobLease that vanished while its job ran, created again."
+        LeaseStatusMadeAgain "lease-status-made-again" "JobLease that vanished: its status as it was."
         PayloadDeleted "payload-deleted" "(13) Secrets deleted."
         LeaseDeleted "lease-deleted" "(14) JobLease deleted."
         LeaseFinalizerRemoved "lease-finalizer-removed" "(15) JobLease: our finalizer goes, and the lease with it."

@@ -36,6 +36,7 @@ use crate::gitlab::wire::JobPayload;
 use crate::host::link::{JobPath, LinkError};
 use crate::kube_ext::is_conflict;
 use crate::pool::Held;
+use crate::pool::held::Busy;
 use crate::pool::settings::Settings;
 use crate::telemetry::LeaseOutcome;
 
@@ -45,6 +46,7 @@ pub mod conversation;
 pub mod finish;
 pub mod payload;
 pub mod record;
+pub mod restore;
 pub mod resume;
 pub mod run;
 pub mod stream;
@@ -96,6 +98,8 @@ pub struct Driver {
     lease: Arc<JobLease>,
     job: JobPayload,
     conversation: Conversation,
+    /// Held from when the lease was made again: no other task is started for it meanwhile.
+    made_again: Option<Busy>,
     /// When this process began to drive it; for the first-byte metric only.
     began: Instant,
 }
@@ -113,11 +117,12 @@ pub async fn drive(held: &Arc<Held>, lease: Arc<JobLease>) {
         }
     }
     loop {
-        let Some(lease) = held.shared.leases.cache.get(&namespace, &name) else { return };
-        if !lease.phase().is_open() {
+        let Some(current) = held.shared.leases.cache.get(&namespace, &name) else { return };
+        // One that was made again meanwhile gets a task of its own.
+        if !current.phase().is_open() || current.uid() != lease.uid() {
             return;
         }
-        match attempt(held, lease).await {
+        match attempt(held, current).await {
             Ok(()) | Err(DriveError::Gone) => return,
             Err(error) => tracing::warn!(%error, "the lease is tried again"),
         }
@@ -135,8 +140,15 @@ async fn attempt(held: &Arc<Held>, lease: Arc<JobLease>) -> Result<(), DriveErro
     };
     let conversation =
         Conversation::new(held, settings.gitlab.clone(), JobCredentials::of(&job), job.features.clone());
-    let mut driver =
-        Driver { held: Arc::clone(held), settings, lease, job, conversation, began: Instant::now() };
+    let mut driver = Driver {
+        held: Arc::clone(held),
+        settings,
+        lease,
+        job,
+        conversation,
+        made_again: None,
+        began: Instant::now(),
+    };
     driver.bring_to_end().await
 }
 
@@ -314,6 +326,7 @@ impl Driver {
 
     /// Writes a step into the lease's status.
     async fn record(&mut self, step: &Step) -> Result<(), DriveError> {
+        restore::make_again_if_gone(self).await?;
         self.lease = record_step(&self.held, &self.lease, step).await?;
         Ok(())
     }
@@ -333,7 +346,22 @@ impl Driver {
             .leases
             .cache
             .get(&self.held.namespace, &self.lease.name_any())
-            .is_none_or(|lease| lease.metadata.deletion_timestamp.is_some())
+            .is_some_and(|lease| lease.metadata.deletion_timestamp.is_some())
+    }
+
+    /// Waits until the holder may act, and keeps the job alive at GitLab meanwhile: for the API server to come back
+    /// takes as long as it takes.
+    async fn until_acting(&mut self) {
+        let held = Arc::clone(&self.held);
+        while !held.tenure().may_act() {
+            tokio::select! {
+                () = held.tenure().acting() => {}
+                () = tokio::time::sleep_until(self.conversation.keep_alive_at()) => {
+                    // What is wished for now is heard again when it is acted on.
+                    self.conversation.touch().await;
+                }
+            }
+        }
     }
 }
 

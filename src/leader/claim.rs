@@ -199,11 +199,12 @@ impl Claim {
             Err(error) if is_stale(&error) => {
                 let current = self.read().await?;
                 if let Some(current) = &current {
-                    match holder(current) {
-                        Some(holder) if holder == self.identity => {}
-                        Some(_) | None => return Err(LeaderError::Lost { epoch: transitions(current) }),
+                    let theirs = transitions(current);
+                    // One of an earlier epoch than ours is of the past, whoever it names: it was restored.
+                    if holder(current) != Some(&self.identity) && theirs >= own {
+                        return Err(LeaderError::Lost { epoch: theirs });
                     }
-                    epoch = epoch.max(transitions(current));
+                    epoch = epoch.max(theirs);
                 }
                 self.write(current.as_deref(), epoch).await?
             }

@@ -41,6 +41,7 @@ pub struct Roster {
 
 struct Inner {
     api: Api<Lease>,
+    namespace: String,
     identity: String,
     name: String,
     scope: String,
@@ -81,6 +82,7 @@ impl Roster {
     pub fn new(client: Client, namespace: &str, watched: Option<&str>, identity: &str, process: u64) -> Self {
         let inner = Inner {
             api: Api::namespaced(client, namespace),
+            namespace: namespace.to_owned(),
             identity: identity.to_owned(),
             name: format!("dormouse-replica-{process:016x}"),
             scope: watched.unwrap_or_default().to_owned(),
@@ -118,9 +120,10 @@ impl Roster {
     }
 
     /// What other replicas have announced.
-    pub fn announcements(&self) -> (Cache<Lease>, Api<Lease>, watcher::Config) {
+    pub fn announcements(&self, client: Client) -> (Cache<Lease>, Api<Lease>, watcher::Config) {
         let scope = format!("{}={}", labels::REPLICA, self.inner.scope);
-        (self.inner.seen.clone(), self.inner.api.clone(), watcher::Config::default().labels(&scope))
+        let api = Api::namespaced(client, &self.inner.namespace);
+        (self.inner.seen.clone(), api, watcher::Config::default().labels(&scope))
     }
 
     /// Announces this replica until stopped, and says good-bye.
