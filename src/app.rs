@@ -100,15 +100,21 @@ impl Changes {
 /// is written before we go. Below the chart's termination grace.
 const LAST_REQUESTS: Duration = Duration::from_secs(50);
 
+/// How long the API server may take to answer a call: what follows it waits for it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Runs the operator until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When it cannot be started: no cluster, no supervisors, no port.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let supervisors = Supervisors::read(&options.supervisor_dir)?;
-    let config = Config::infer().await?;
+    let mut config = Config::infer().await?;
     let namespace = options.namespace.as_ref().or(options.watch_namespace.as_ref());
     let namespace = namespace.unwrap_or(&config.default_namespace).clone();
+    // A watch is silent for minutes; a call that is, is made again.
+    let watching = Client::try_from(config.clone())?;
+    config.read_timeout = Some(CALL_TIMEOUT);
     let client = Client::try_from(config)?;
     let metrics = Metrics::new();
     let process = rand::random::<u64>();
@@ -128,7 +134,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    follow(&shared, watched, &tasks, &stop);
+    follow(&shared, &watching, watched, &tasks, &stop);
     let gates = Gates::new(shared.clone());
     let server = admin::serve(options.admin_address, gates, stop.clone()).await?;
     tasks.spawn(server);
@@ -156,7 +162,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn follow(shared: &Shared, namespace: Option<&str>, tasks: &TaskTracker, stop: &CancellationToken) {
+fn follow(
+    shared: &Shared,
+    client: &Client,
+    namespace: Option<&str>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) {
     fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
     where
         K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
@@ -166,7 +178,7 @@ fn follow(shared: &Shared, namespace: Option<&str>, tasks: &TaskTracker, stop: &
             None => Api::all(client.clone()),
         }
     }
-    let (client, roster) = (&shared.client, &shared.roster);
+    let roster = &shared.roster;
     let all = watcher::Config::default;
     let rewound = || roster.rewound();
     tasks.spawn(shared.pools.cache.clone().follow(api(client, namespace), all(), rewound(), stop.clone()));
@@ -176,7 +188,7 @@ fn follow(shared: &Shared, namespace: Option<&str>, tasks: &TaskTracker, stop: &
     // In a cluster there are many more Leases than ours, which change all the time.
     let ours = all().labels(&format!("{}={},!{}", labels::MANAGED_BY, labels::MANAGER, labels::REPLICA));
     tasks.spawn(shared.claims.clone().follow(api(client, namespace), ours, rewound(), stop.clone()));
-    let (announcements, namespaced, announced) = roster.announcements();
+    let (announcements, namespaced, announced) = roster.announcements(client.clone());
     tasks.spawn(announcements.follow(namespaced, announced, rewound(), stop.clone()));
     tasks.spawn(roster.clone().keep(stop.clone()));
     tasks.spawn(roster.clone().announce(stop.clone()));

@@ -102,6 +102,14 @@ macro_rules! points {
 }
 
 points! {
+    "leadership" {
+        LeaseTaken "lease-taken" "(1) coordination.k8s.io Lease: ours, under a higher epoch."
+        LeaseRenewed "lease-renewed" "(2) coordination.k8s.io Lease: renewed."
+        LeaseGivenUp "lease-given-up" "(3) coordination.k8s.io Lease: nobody's."
+        LeaseRemoved "lease-removed" "coordination.k8s.io Lease of a pool that is gone."
+        ReplicaAnnounced "replica-announced" "coordination.k8s.io Lease of this replica."
+        ReplicaWithdrawn "replica-withdrawn" "coordination.k8s.io Lease of a replica that is gone."
+    }
     "pool" {
         PoolFinalizerAdded "pool-finalizer-added" "RunnerPool: our finalizer."
         HostGreeted "host-greeted" "Host: its claim by the pool, and the epoch there."
@@ -146,6 +154,8 @@ points! {
         LeaseReported "lease-reported" "(12) JobLease status Reported."
         LeaseFailed "lease-failed" "(12) JobLease status Failed."
         SlotSeenClean "slot-seen-clean" "JobLease status: nothing of the job is left on its slot, which was in doubt."
+        LeaseMadeAgain "lease-made-again" "JobLease that vanished while its job ran, created again."
+        LeaseStatusMadeAgain "lease-status-made-again" "JobLease that vanished: its status as it was."
         PayloadDeleted "payload-deleted" "(13) Secrets deleted."
         LeaseDeleted "lease-deleted" "(14) JobLease deleted."
         LeaseFinalizerRemoved "lease-finalizer-removed" "(15) JobLease: our finalizer goes, and the lease with it."

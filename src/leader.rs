@@ -13,6 +13,8 @@
 
 use std::time::Duration;
 
+use crate::deed::{Deed, Point};
+
 pub mod claim;
 pub mod epoch;
 pub mod lease;
@@ -55,6 +57,15 @@ pub enum LeaderError {
         /// The epoch of that replica, if its Lease could be read.
         epoch: u64,
     },
+}
+
+/// Makes one write of a Lease, in bounded time. It is what permits every other deed, so it asks for no tenure itself:
+/// its resource version guards it.
+async fn write<T>(
+    point: Point,
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, LeaderError> {
+    Deed::unfenced(point).make(call(request), |answer| answer).await
 }
 
 /// Makes one request about a Lease, in bounded time.

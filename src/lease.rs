@@ -36,6 +36,7 @@ use crate::gitlab::wire::JobPayload;
 use crate::host::link::{JobPath, LinkError};
 use crate::kube_ext::is_conflict;
 use crate::pool::Held;
+use crate::pool::held::Busy;
 use crate::pool::settings::Settings;
 use crate::telemetry::LeaseOutcome;
 
@@ -46,6 +47,7 @@ pub mod finish;
 pub mod payload;
 pub mod quarantine;
 pub mod record;
+pub mod restore;
 pub mod resume;
 pub mod run;
 pub mod stream;
@@ -99,6 +101,8 @@ pub struct Driver {
     conversation: Conversation,
     /// Whether the host has said that nothing of the job is left on its slot.
     slot_is_clean: bool,
+    /// Held from when the lease was made again: no other task is started for it meanwhile.
+    made_again: Option<Busy>,
     /// When this process began to drive it; for the first-byte metric only.
     began: Instant,
 }
@@ -116,11 +120,12 @@ pub async fn drive(held: &Arc<Held>, lease: Arc<JobLease>) {
         }
     }
     loop {
-        let Some(lease) = held.shared.leases.cache.get(&namespace, &name) else { return };
-        if !lease.phase().is_open() {
+        let Some(current) = held.shared.leases.cache.get(&namespace, &name) else { return };
+        // One that was made again meanwhile gets a task of its own.
+        if !current.phase().is_open() || current.uid() != lease.uid() {
             return;
         }
-        match attempt(held, lease).await {
+        match attempt(held, current).await {
             Ok(()) | Err(DriveError::Gone) => return,
             Err(error) => tracing::warn!(%error, "the lease is tried again"),
         }
@@ -145,6 +150,7 @@ async fn attempt(held: &Arc<Held>, lease: Arc<JobLease>) -> Result<(), DriveErro
         job,
         conversation,
         slot_is_clean: false,
+        made_again: None,
         began: Instant::now(),
     };
     driver.bring_to_end().await
@@ -336,6 +342,7 @@ impl Driver {
 
     /// Writes a step into the lease's status.
     async fn record(&mut self, step: &Step) -> Result<(), DriveError> {
+        restore::make_again_if_gone(self).await?;
         self.lease = record_step(&self.held, &self.lease, step).await?;
         Ok(())
     }
@@ -355,7 +362,22 @@ impl Driver {
             .leases
             .cache
             .get(&self.held.namespace, &self.lease.name_any())
-            .is_none_or(|lease| lease.metadata.deletion_timestamp.is_some())
+            .is_some_and(|lease| lease.metadata.deletion_timestamp.is_some())
+    }
+
+    /// Waits until the holder may act, and keeps the job alive at GitLab meanwhile: for the API server to come back
+    /// takes as long as it takes.
+    async fn until_acting(&mut self) {
+        let held = Arc::clone(&self.held);
+        while !held.tenure().may_act() {
+            tokio::select! {
+                () = held.tenure().acting() => {}
+                () = tokio::time::sleep_until(self.conversation.keep_alive_at()) => {
+                    // What is wished for now is heard again when it is acted on.
+                    self.conversation.touch().await;
+                }
+            }
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::testbed::wait::until;
 mod endings;
 mod environments;
 mod jobs;
+mod leadership;
 mod pools;
 
 const MOMENTS: [&str; 3] = ["before", "deed", "after"];
@@ -92,13 +93,14 @@ fn every_point_is_passed_by_a_scenario() -> Result<()> {
     let printed = String::from_utf8(output.stdout)?;
     let printed: BTreeSet<&str> = printed.lines().filter_map(|line| line.split('\t').next()).collect();
     ensure!(printed.len() > 40, "the list is short: {printed:?}");
-    let passed: BTreeSet<&str> = [jobs::POINTS, endings::POINTS, environments::POINTS, pools::POINTS]
-        .into_iter()
-        .flatten()
-        .copied()
-        .flatten()
-        .copied()
-        .collect();
+    let passed: BTreeSet<&str> =
+        [jobs::POINTS, endings::POINTS, environments::POINTS, pools::POINTS, leadership::POINTS]
+            .into_iter()
+            .flatten()
+            .copied()
+            .flatten()
+            .copied()
+            .collect();
     ensure!(
         printed == passed,
         "without a scenario: {:?}; not points any more: {:?}",

@@ -17,7 +17,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::sync::watch as signal;
+use tokio::sync::{Notify, watch as signal};
 use tokio_util::sync::CancellationToken;
 
 /// Namespace and name of an object.
@@ -38,6 +38,8 @@ struct Inner<K> {
     /// Locked for lines, never across an await; taken by the watch task and by every reader.
     state: Mutex<State<K>>,
     changed: signal::Sender<u64>,
+    /// Asks for a list.
+    list_anew: Notify,
     synced: signal::Sender<bool>,
 }
 
@@ -63,6 +65,7 @@ impl<K> Default for Cache<K> {
             inner: Arc::new(Inner {
                 state: Mutex::new(State { objects: HashMap::new(), listing: None, deleted: HashSet::new() }),
                 changed: signal::Sender::new(0),
+                list_anew: Notify::new(),
                 synced: signal::Sender::new(false),
             }),
         }
@@ -86,6 +89,15 @@ where
         }
         self.insert_newer(state, Arc::clone(&object));
         object
+    }
+
+    /// Records an object as the API server answered it when it was asked for. An answer older than what was known
+    /// before means that its database was restored: everything is listed anew.
+    pub fn record_read(&self, object: K, known: Option<&K>) -> Arc<K> {
+        if known.is_some_and(|known| known.uid() == object.uid() && version(known) > version(&object)) {
+            self.inner.list_anew.notify_one();
+        }
+        self.record(object)
     }
 
     /// Records that an object is gone.
@@ -152,6 +164,7 @@ where
                     // Cancel-safe: a watch event dropped here is listed again by the next watch.
                     event = stream.next() => event,
                     Ok(()) = rewound.changed() => break,
+                    () = self.inner.list_anew.notified() => break,
                     () = cancel.cancelled() => return,
                 };
                 match event {

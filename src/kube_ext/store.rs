@@ -51,8 +51,9 @@ where
     /// # Errors
     /// When the API server cannot be asked.
     pub async fn read(&self, namespace: &str, name: &str) -> Result<Option<Arc<K>>, kube::Error> {
+        let known = self.cache.get(namespace, name);
         let object = self.api(namespace).get_opt(name).await?;
-        Ok(object.map(|object| self.cache.record(object)))
+        Ok(object.map(|object| self.cache.record_read(object, known.as_deref())))
     }
 
     /// Creates an object. One of the same name that is there already is answered as it is, with `false`.

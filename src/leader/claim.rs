@@ -15,8 +15,9 @@ use super::epoch::Epoch;
 use super::lease::{held, holder, transitions, version};
 use super::moment::Moment;
 use super::turn::{Holding, Turn, View, turn};
-use super::{LeaderError, RENEW_INTERVAL, RETRY_INTERVAL, Roster, Tenure, call};
+use super::{LeaderError, RENEW_INTERVAL, RETRY_INTERVAL, Roster, Tenure, call, write};
 use crate::api::labels;
+use crate::deed::Point;
 use crate::kube_ext::cache::Cache;
 use crate::kube_ext::{is_conflict, is_not_found};
 use crate::telemetry::{EpochGuard, Metrics};
@@ -117,7 +118,7 @@ impl Claim {
     async fn take(&mut self, current: Option<Arc<Lease>>, last_epoch: u64) -> Result<Tenure, LeaderError> {
         let begun = Moment::now();
         let epoch = current.as_deref().map_or(0, transitions).max(last_epoch) + 1;
-        let written = match self.write(current.as_deref(), epoch).await {
+        let written = match self.write(Point::LeaseTaken, current.as_deref(), epoch).await {
             Ok(written) => written,
             Err(error) => {
                 // Somebody was faster, or the watch is behind: the next look sees what there is.
@@ -189,23 +190,27 @@ impl Claim {
         let own = tenure.epoch().get();
         let is_past = !tenure.may_act();
         let mut epoch = if highest_seen > own { highest_seen + 1 } else { own + u64::from(is_past) };
+        let point = Point::LeaseRenewed;
         let known = self.held.take();
         let written = match known {
-            Some(known) => self.write(Some(&known), epoch).await.inspect_err(|_| self.held = Some(known)),
-            None => self.write(None, epoch).await,
+            Some(known) => {
+                self.write(point, Some(&known), epoch).await.inspect_err(|_| self.held = Some(known))
+            }
+            None => self.write(point, None, epoch).await,
         };
         let written = match written {
             // The Lease is not what we wrote: somebody deleted or touched it, it was restored, or it is another's.
             Err(error) if is_stale(&error) => {
                 let current = self.read().await?;
                 if let Some(current) = &current {
-                    match holder(current) {
-                        Some(holder) if holder == self.identity => {}
-                        Some(_) | None => return Err(LeaderError::Lost { epoch: transitions(current) }),
+                    let theirs = transitions(current);
+                    // One of an earlier epoch than ours is of the past, whoever it names: it was restored.
+                    if holder(current) != Some(&self.identity) && theirs >= own {
+                        return Err(LeaderError::Lost { epoch: theirs });
                     }
-                    epoch = epoch.max(transitions(current));
+                    epoch = epoch.max(theirs);
                 }
-                self.write(current.as_deref(), epoch).await?
+                self.write(point, current.as_deref(), epoch).await?
             }
             other => other?,
         };
@@ -223,7 +228,7 @@ impl Claim {
         if let Some(spec) = freed.spec.as_mut() {
             spec.holder_identity = Some(String::new());
         }
-        match call(self.api.replace(&self.name, &PostParams::default(), &freed)).await {
+        match write(Point::LeaseGivenUp, self.api.replace(&self.name, &PostParams::default(), &freed)).await {
             Ok(freed) => {
                 self.seen.record(freed);
             }
@@ -237,7 +242,7 @@ impl Claim {
 
     /// Removes the Lease of a pool that is gone.
     pub async fn remove(&self) {
-        match call(self.api.delete(&self.name, &DeleteParams::default())).await {
+        match write(Point::LeaseRemoved, self.api.delete(&self.name, &DeleteParams::default())).await {
             Ok(_) => {}
             Err(LeaderError::Api(error)) if is_not_found(&error) => {}
             Err(error) => {
@@ -252,13 +257,13 @@ impl Claim {
     }
 
     /// Writes the Lease with our name; over `current` only if it has not changed since.
-    async fn write(&self, current: Option<&Lease>, epoch: u64) -> Result<Lease, LeaderError> {
+    async fn write(&self, point: Point, current: Option<&Lease>, epoch: u64) -> Result<Lease, LeaderError> {
         let spec = Some(held(&self.identity, epoch, current, jiff::Timestamp::now()));
         let params = PostParams::default();
         let written = match current {
             Some(current) => {
                 let lease = Lease { spec, ..current.clone() };
-                call(self.api.replace(&self.name, &params, &lease)).await?
+                write(point, self.api.replace(&self.name, &params, &lease)).await?
             }
             None => {
                 let metadata = ObjectMeta {
@@ -266,7 +271,7 @@ impl Claim {
                     labels: Some([(labels::MANAGED_BY.to_owned(), labels::MANAGER.to_owned())].into()),
                     ..ObjectMeta::default()
                 };
-                call(self.api.create(&params, &Lease { metadata, spec })).await?
+                write(point, self.api.create(&params, &Lease { metadata, spec })).await?
             }
         };
         self.seen.record(written.clone());

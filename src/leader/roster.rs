@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::lease::{held, holder, version};
 use super::moment::Moment;
-use super::{CALL_TIMEOUT, LeaderError, RETRY_INTERVAL, call, rank};
+use super::{CALL_TIMEOUT, LeaderError, RETRY_INTERVAL, call, rank, write};
 use crate::api::labels;
+use crate::deed::Point;
 use crate::kube_ext::cache::Cache;
 use crate::kube_ext::{is_code, is_conflict, is_not_found};
 
@@ -41,6 +42,7 @@ pub struct Roster {
 
 struct Inner {
     api: Api<Lease>,
+    namespace: String,
     identity: String,
     name: String,
     scope: String,
@@ -81,6 +83,7 @@ impl Roster {
     pub fn new(client: Client, namespace: &str, watched: Option<&str>, identity: &str, process: u64) -> Self {
         let inner = Inner {
             api: Api::namespaced(client, namespace),
+            namespace: namespace.to_owned(),
             identity: identity.to_owned(),
             name: format!("dormouse-replica-{process:016x}"),
             scope: watched.unwrap_or_default().to_owned(),
@@ -118,9 +121,10 @@ impl Roster {
     }
 
     /// What other replicas have announced.
-    pub fn announcements(&self) -> (Cache<Lease>, Api<Lease>, watcher::Config) {
+    pub fn announcements(&self, client: Client) -> (Cache<Lease>, Api<Lease>, watcher::Config) {
         let scope = format!("{}={}", labels::REPLICA, self.inner.scope);
-        (self.inner.seen.clone(), self.inner.api.clone(), watcher::Config::default().labels(&scope))
+        let api = Api::namespaced(client, &self.inner.namespace);
+        (self.inner.seen.clone(), api, watcher::Config::default().labels(&scope))
     }
 
     /// Announces this replica until stopped, and says good-bye.
@@ -169,11 +173,11 @@ impl Roster {
         let mut spec = held(&inner.identity, 0, current, jiff::Timestamp::now());
         spec.lease_duration_seconds = i32::try_from(ALIVE_FOR.as_secs()).ok();
         spec.lease_transitions = None;
-        let params = PostParams::default();
+        let (params, point) = (PostParams::default(), Point::ReplicaAnnounced);
         match current {
             Some(current) => {
                 let lease = Lease { spec: Some(spec), ..current.clone() };
-                call(inner.api.replace(&inner.name, &params, &lease)).await
+                write(point, inner.api.replace(&inner.name, &params, &lease)).await
             }
             None => {
                 let labels = [(labels::MANAGED_BY, labels::MANAGER), (labels::REPLICA, &inner.scope)];
@@ -182,7 +186,7 @@ impl Roster {
                     labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
                     ..ObjectMeta::default()
                 };
-                call(inner.api.create(&params, &Lease { metadata, spec: Some(spec) })).await
+                write(point, inner.api.create(&params, &Lease { metadata, spec: Some(spec) })).await
             }
         }
     }
@@ -191,7 +195,7 @@ impl Roster {
         let preconditions =
             resource_version.map(|version| Preconditions { uid: None, resource_version: Some(version) });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        match call(self.inner.api.delete(name, &params)).await {
+        match write(Point::ReplicaWithdrawn, self.inner.api.delete(name, &params)).await {
             Ok(_) => {}
             Err(LeaderError::Api(error)) if is_not_found(&error) || is_conflict(&error) => {}
             Err(error) => tracing::warn!(lease = name, %error, "the Lease of a replica was not deleted"),

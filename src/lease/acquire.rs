@@ -38,7 +38,10 @@ pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
         if driver.is_deleted() {
             return Ok(Acquired::Canceled);
         }
-        let slot = if driver.lease.spec.resume_from.is_some() {
+        let slot = if !driver.held.tenure().may_act() {
+            waiting_for = "the API server to answer".to_owned();
+            None
+        } else if driver.lease.spec.resume_from.is_some() {
             match resume::look(driver).await? {
                 Look::Bound(slot) => Some(slot),
                 Look::Wait(on) => {

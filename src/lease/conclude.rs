@@ -101,9 +101,14 @@ pub async fn conclude_sealed(
     }
     if result.suspend_due {
         // The log was closed after the suspend, so what became of it stands in the object.
-        let asleep = resume::read_own(driver).await?.is_some_and(|known| {
-            known.metadata.deletion_timestamp.is_none() && known.phase() == Phase::Suspended
-        });
+        let asleep = match resume::read_own(driver).await? {
+            Some(known) => known.metadata.deletion_timestamp.is_none() && known.phase() == Phase::Suspended,
+            // It was put to sleep, and the object is lost: etcd was restored. The host's word is as good.
+            None if suspend::sleeps_on_host(driver, link).await? => {
+                matches!(suspend::suspend(driver, link, record).await?, Suspended::Asleep(_))
+            }
+            None => false,
+        };
         if asleep {
             let wish = wish::suspension(&driver.settings.spec, &driver.job);
             let key = if wish::tells_key(wish, script) { Some(suspend::key(driver)?) } else { None };

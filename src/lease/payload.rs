@@ -67,6 +67,15 @@ pub fn pack(raw: &[u8]) -> Result<Vec<Vec<u8>>, PayloadError> {
     Ok(packed.chunks(PART).map(<[u8]>::to_vec).collect())
 }
 
+/// The same for one that was unpacked before.
+///
+/// # Errors
+/// When it is too large.
+pub fn pack_job(job: &JobPayload) -> Result<Vec<Vec<u8>>, PayloadError> {
+    let raw = serde_json::to_vec(job).map_err(|error| PayloadError::Compress(error.into()))?;
+    pack(&raw)
+}
+
 fn unpack(packed: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut raw = Vec::new();
     // A damaged Secret must not unpack to more than was ever packed.

@@ -55,11 +55,16 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
         loop {
             match stream(driver, &link, &mut attached, &mut streaming).await? {
                 Streamed::Open(record) => {
+                    driver.until_acting().await;
                     let conclusion = conclude(driver, &link, &record).await?;
                     streaming.conclusion = Some(conclusion);
                 }
-                Streamed::Dead(record) => bury(driver, &link, &record, &mut streaming).await?,
+                Streamed::Dead(record) => {
+                    driver.until_acting().await;
+                    bury(driver, &link, &record, &mut streaming).await?;
+                }
                 Streamed::Sealed(record) => {
+                    driver.until_acting().await;
                     let conclusion = match streaming.conclusion.take() {
                         Some(conclusion) => conclusion,
                         None => conclude_sealed(driver, &link, &record).await?,
@@ -89,7 +94,7 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
 pub async fn reach(driver: &mut Driver, lost_since: Option<Instant>) -> Option<Arc<Link>> {
     let instance = driver.lease.place().map(|(instance, _)| instance.to_owned()).unwrap_or_default();
     let grace = driver.settings.spec.connection_grace.std();
-    let deadline = lost_since.unwrap_or_else(Instant::now) + grace;
+    let mut deadline = lost_since.unwrap_or_else(Instant::now) + grace;
     let mut turns = driver.held.turns();
     loop {
         turns.borrow_and_update();
@@ -106,7 +111,14 @@ pub async fn reach(driver: &mut Driver, lost_since: Option<Instant>) -> Option<A
                 // A wish to cancel is acted on when the host is back; an abort is seen then too.
                 driver.conversation.touch().await;
             }
-            () = tokio::time::sleep_until(deadline) => return None,
+            () = tokio::time::sleep_until(deadline) => {
+                if driver.held.tenure().may_act() {
+                    return None;
+                }
+                // Nobody tries to reach it for a holder that may not act: the grace begins anew when one may.
+                driver.until_acting().await;
+                deadline = Instant::now() + grace;
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::conclude::Conclusion;
 use super::conversation::Sent;
-use super::{DriveError, Driver};
+use super::{DriveError, Driver, restore};
 use crate::deed::{Deed, Point};
 use crate::gitlab::client::Wish;
 use crate::gitlab::trace::Trace;
@@ -115,6 +115,9 @@ pub async fn stream(
             }
             // The sender lives in `held`: waiting cannot fail.
             _ = turns.changed() => {
+                if let Err(error) = restore::make_again_if_gone(driver).await {
+                    tracing::warn!(%error, "the lease was not made again yet");
+                }
                 if driver.is_deleted() && !streaming.cancel_sent {
                     streaming.cancel_sent = true;
                     tracing::info!("the lease was deleted: canceling");

@@ -29,7 +29,7 @@ use crate::environment::limits::{self, Limits, OverLimit, Population};
 use crate::environment::plan::HostWord;
 use crate::host::link::Link;
 use crate::kube_ext::is_refusal;
-use crate::spool::record::{EnvironmentRecord, JobRecord, ScriptEnd};
+use crate::spool::record::{EnvironmentPhase, EnvironmentRecord, JobRecord, ScriptEnd};
 use crate::telemetry::EnvironmentOutcome;
 
 /// What came of a suspend.
@@ -143,6 +143,15 @@ async fn reserve(
         Err(error) if is_refusal(&error) => Ok(Err(Suspended::Failed(error.to_string()))),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether the lease's environment sleeps, by its host's record.
+pub async fn sleeps_on_host(driver: &Driver, link: &Link) -> Result<bool, DriveError> {
+    let listed = link.list().await?;
+    Ok(listed.iter().any(|known| {
+        known.environment.environment == driver.lease.spec.environment_id
+            && known.environment.phase == EnvironmentPhase::Suspended
+    }))
 }
 
 /// The workspace as the host recorded it: paths are the host's to say.

@@ -16,7 +16,7 @@ pub const POINTS: &[&[&str]] =
 
 const REFUSED: [&str; 2] = ["tail-recorded", "tail-sent"];
 const AWAY: [&str; 1] = ["tail-offered"];
-const LEFTOVER: [&str; 1] = ["leftover-removed"];
+const LEFTOVER: [&str; 2] = ["leftover-removed", "slot-seen-clean"];
 const NOTHING_TO_RUN: [&str; 1] = ["lease-failed"];
 const KILLED: [&str; 1] = ["log-sealed-without-suspend"];
 const CANCELED: [&str; 3] = ["job-canceled", "environment-frozen-again", "environment-returned"];
