@@ -32,6 +32,7 @@ use crate::deed::Point;
 use crate::gitlab::client::JobCredentials;
 use crate::gitlab::reason::FailureReason;
 use crate::gitlab::support;
+use crate::gitlab::trace::Trace;
 use crate::gitlab::wire::JobPayload;
 use crate::host::link::{JobPath, LinkError};
 use crate::kube_ext::is_conflict;
@@ -57,11 +58,14 @@ pub mod wish;
 
 use acquire::Acquired;
 use conversation::{Confirmation, Conversation, Verdict};
-use record::{Ending, Step};
+use record::{Ending, Silence, Step};
 
 /// First and longest pause between two attempts at a lease.
 const RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
+
+/// How long GitLab may take to take a job's end before the lease's status says so.
+const PATIENCE: jiff::SignedDuration = jiff::SignedDuration::from_secs(5);
 
 /// Why an attempt at a lease ended before the lease did. The lease stays as it is; another attempt follows.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +109,8 @@ pub struct Driver {
     made_again: Option<Busy>,
     /// When this process began to drive it; for the first-byte metric only.
     began: Instant,
+    /// What the lease's status says of a GitLab that does not answer.
+    noted: Option<Silence>,
 }
 
 /// Brings an open lease to its end, however often that takes.
@@ -152,6 +158,7 @@ async fn attempt(held: &Arc<Held>, lease: Arc<JobLease>) -> Result<(), DriveErro
         slot_is_clean: false,
         made_again: None,
         began: Instant::now(),
+        noted: None,
     };
     driver.bring_to_end().await
 }
@@ -272,12 +279,38 @@ impl Driver {
         environment_key: Option<&str>,
     ) -> Result<Verdict, DriveError> {
         let (failure, exit_code) = (ending.failure, ending.exit_code.unwrap_or_default());
-        if !self.conversation.tell_once(failure, exit_code, log, environment_key).await {
+        let began = Instant::now();
+        while let Some(wait) = self.conversation.tell(failure, exit_code, log, environment_key).await {
             // GitLab is away or storing the log: the result is written down before the longer wait.
-            self.record(&Step::Finalizing(ending.clone())).await?;
-            self.conversation.tell(failure, exit_code, log, environment_key).await;
+            if self.conversation.silence().is_some() {
+                self.note_silence(ending).await?;
+            } else if began.elapsed() >= PATIENCE.unsigned_abs()
+                && self.lease.phase() != LeasePhase::Finalizing
+            {
+                self.record(&Step::Finalizing { ending: ending.clone(), silence: None }).await?;
+            }
+            tokio::time::sleep(wait).await;
         }
         Ok(self.conversation.verdict())
+    }
+
+    /// Writes down that the job has ended and that GitLab does not take the rest of it, once that lasts, and whenever
+    /// GitLab answers something else than before. Nothing depends on it but people who look.
+    async fn note_silence(&mut self, ending: &Ending) -> Result<(), DriveError> {
+        let Some(silence) = self.conversation.silence().cloned() else { return Ok(()) };
+        let lasts = clock::now().duration_since(silence.since) >= PATIENCE;
+        if !lasts || self.noted.as_ref() == Some(&silence) {
+            return Ok(());
+        }
+        let is_news = self.noted.as_ref().is_none_or(|noted| noted.since != silence.since);
+        self.record(&Step::Finalizing { ending: ending.clone(), silence: Some(silence.clone()) }).await?;
+        if is_news {
+            tracing::warn!(since = %silence.since, cause = silence.cause, "GitLab does not take the job's end");
+            let note = silence.to_string();
+            self.held.shared.events.warning(self.lease.as_ref(), "GitLabNotAnswering", "Report", note).await;
+        }
+        self.noted = Some(silence);
+        Ok(())
     }
 
     /// The lease's last step, from where the report stands.
@@ -308,7 +341,7 @@ impl Driver {
                 }
                 ending.failure
             }
-            Step::Finalizing(ending) => ending.failure,
+            Step::Finalizing { ending, .. } => ending.failure,
             Step::Assigned { .. } | Step::Running | Step::Tail { .. } | Step::SlotSeenClean => None,
         };
         self.held.settle_reservation(&self.lease.name_any());
@@ -367,15 +400,17 @@ impl Driver {
 
     /// Waits until the holder may act, and keeps the job alive at GitLab meanwhile: for the API server to come back
     /// takes as long as it takes.
-    async fn until_acting(&mut self) {
+    async fn until_acting(&mut self, trace: &mut Trace) {
         let held = Arc::clone(&self.held);
         while !held.tenure().may_act() {
+            let look_at = self.conversation.speak(trace, false);
             tokio::select! {
                 () = held.tenure().acting() => {}
-                () = tokio::time::sleep_until(self.conversation.keep_alive_at()) => {
-                    // What is wished for now is heard again when it is acted on.
-                    self.conversation.touch().await;
+                answer = self.conversation.answer() => {
+                    // What is wished for now is heard again when it can be acted on.
+                    self.conversation.take_in(answer, trace);
                 }
+                () = stream::until(look_at) => {}
             }
         }
     }

@@ -21,8 +21,12 @@ use crate::telemetry::Metrics;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for a whole short call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time for a job request: GitLab may hold it for its long-poll interval.
-const POLL_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// Time for a job request: GitLab may hold it for its long-poll interval, 50 s where its documentation is followed. A
+/// request that is given up may have been answered with a job, so this is longer; one that hangs keeps the pool from
+/// asking, so it is not much longer.
+const POLL_TIMEOUT: Duration = Duration::from_secs(90);
+/// How often the kernel looks for a sign of life of a peer that says nothing.
+const PROBE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// One runner of one GitLab.
 #[derive(Clone)]
@@ -152,6 +156,8 @@ pub enum UpdateAnswer {
     Retry {
         /// How long the server wants us to wait.
         after: Option<Duration>,
+        /// What happened, for people.
+        cause: String,
     },
 }
 
@@ -183,6 +189,8 @@ pub enum TraceAnswer {
     Retry {
         /// How long the server wants us to wait.
         after: Option<Duration>,
+        /// What happened, for people.
+        cause: String,
     },
 }
 
@@ -256,6 +264,8 @@ impl Client {
             ))
             .connect_timeout(DIAL_TIMEOUT)
             .pool_idle_timeout(Duration::from_secs(90))
+            .tcp_keepalive(PROBE_INTERVAL)
+            .tcp_keepalive_interval(PROBE_INTERVAL)
             .tcp_nodelay(true);
         if let Some(pem) = ca_bundle {
             for certificate in Certificate::from_pem_bundle(pem.as_bytes()).map_err(BuildError::CaBundle)? {
@@ -298,7 +308,7 @@ impl Client {
             StatusCode::FORBIDDEN | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::NOT_FOUND => {
                 VerifyAnswer::Invalid
             }
-            status => VerifyAnswer::Retry { cause: format!("GitLab answered {status} to verify") },
+            status => VerifyAnswer::Retry { cause: answered(status) },
         }
     }
 
@@ -329,10 +339,9 @@ impl Client {
             StatusCode::NO_CONTENT => RequestAnswer::NoJob,
             StatusCode::CONFLICT => RequestAnswer::Conflict,
             StatusCode::FORBIDDEN | StatusCode::UNPROCESSABLE_ENTITY => RequestAnswer::InvalidToken,
-            status => RequestAnswer::Retry {
-                after: retry_after(response.headers()),
-                cause: format!("GitLab answered {status} to a job request"),
-            },
+            status => {
+                RequestAnswer::Retry { after: retry_after(response.headers()), cause: answered(status) }
+            }
         }
     }
 
@@ -343,8 +352,9 @@ impl Client {
             .header("JOB-TOKEN", job.token.expose_secret())
             .timeout(CALL_TIMEOUT)
             .json(&self.update_body(job, update));
-        let Ok(response) = self.send("update_job", request).await else {
-            return UpdateAnswer::Retry { after: None };
+        let response = match self.send("update_job", request).await {
+            Ok(response) => response,
+            Err(cause) => return UpdateAnswer::Retry { after: None, cause },
         };
         let status = job_status(response.headers());
         match response.status() {
@@ -354,7 +364,7 @@ impl Client {
             StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => UpdateAnswer::Gone { canceled: status.canceled },
             StatusCode::CONFLICT => UpdateAnswer::OwnedByOther,
             StatusCode::BAD_REQUEST => UpdateAnswer::Refused,
-            _ => UpdateAnswer::Retry { after: retry_after(response.headers()) },
+            other => UpdateAnswer::Retry { after: retry_after(response.headers()), cause: answered(other) },
         }
     }
 
@@ -404,8 +414,9 @@ impl Client {
             .header("Content-Range", format!("{offset}-{last}"))
             .timeout(CALL_TIMEOUT)
             .body(bytes);
-        let Ok(response) = self.send("patch_trace", request).await else {
-            return TraceAnswer::Retry { after: None };
+        let response = match self.send("patch_trace", request).await {
+            Ok(response) => response,
+            Err(cause) => return TraceAnswer::Retry { after: None, cause },
         };
         let status = job_status(response.headers());
         match (response.status(), server_size(response.headers())) {
@@ -413,7 +424,9 @@ impl Client {
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(size)) => TraceAnswer::Mismatch { size, status },
             (StatusCode::FORBIDDEN, _) => TraceAnswer::Abort { canceled: status.canceled },
             (StatusCode::NOT_FOUND, _) => TraceAnswer::NotFound,
-            (_, _) => TraceAnswer::Retry { after: retry_after(response.headers()) },
+            (other, _) => {
+                TraceAnswer::Retry { after: retry_after(response.headers()), cause: answered(other) }
+            }
         }
     }
 
@@ -439,6 +452,10 @@ impl Client {
             false => format!("cannot reach GitLab: {}", root_cause(&error)),
         })
     }
+}
+
+fn answered(status: StatusCode) -> String {
+    format!("GitLab answers {status}")
 }
 
 /// The innermost cause: reqwest's outer ones repeat the URL.

@@ -5,13 +5,14 @@
 
 use std::time::Duration;
 
+use super::backoff::{Backoff, LONGEST_ASKED};
 use super::client::UpdateAnswer;
 
 /// Where the conversation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report {
     refusals: u32,
-    failures: u32,
+    backoff: Backoff,
     form: Form,
 }
 
@@ -45,15 +46,12 @@ pub enum Next {
 /// Refusals of the full form before the minimal one is tried.
 const REFUSALS_BEFORE_MINIMAL: u32 = 2;
 
-/// The longest wait between two tries: a server that comes back from maintenance has its results within a minute.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
-
 /// The wait while GitLab stores the log.
 const STORING_WAIT: Duration = Duration::from_secs(1);
 
 impl Default for Report {
     fn default() -> Self {
-        Self { refusals: 0, failures: 0, form: Form::Full }
+        Self { refusals: 0, backoff: Backoff::default(), form: Form::Full }
     }
 }
 
@@ -63,21 +61,20 @@ impl Report {
         self.form
     }
 
-    /// Takes an answer.
-    pub fn on(&mut self, answer: &UpdateAnswer) -> Next {
+    /// Takes an answer. `chance`, from 0 to 1, spreads what many jobs say at GitLab's return.
+    pub fn on(&mut self, answer: &UpdateAnswer, chance: f64) -> Next {
+        if !matches!(answer, UpdateAnswer::Retry { .. }) {
+            self.backoff.succeeded();
+        }
         match answer {
             UpdateAnswer::Ok(_) => Next::Done,
             UpdateAnswer::StoringLog { interval } => {
-                Next::Repeat { after: interval.unwrap_or(STORING_WAIT).min(LONGEST_WAIT) }
+                Next::Repeat { after: interval.unwrap_or(STORING_WAIT).min(LONGEST_ASKED) }
             }
             UpdateAnswer::LogInvalid => Next::ResendLog,
             UpdateAnswer::Gone { .. } => Next::Gone,
             UpdateAnswer::Refused | UpdateAnswer::OwnedByOther => self.refused(),
-            UpdateAnswer::Retry { after } => {
-                self.failures = self.failures.saturating_add(1);
-                let backoff = Duration::from_millis(200).saturating_mul(1 << self.failures.min(9));
-                Next::Repeat { after: after.unwrap_or(backoff).min(LONGEST_WAIT) }
-            }
+            UpdateAnswer::Retry { after, .. } => Next::Repeat { after: self.backoff.failed(*after, chance) },
         }
     }
 
@@ -103,21 +100,20 @@ mod tests {
     fn a_server_that_is_away_is_asked_until_it_answers() {
         let mut report = Report::default();
         for _ in 0..1000 {
-            let Next::Repeat { after } = report.on(&UpdateAnswer::Retry { after: None }) else {
-                panic!("gave up");
-            };
-            assert!(after <= LONGEST_WAIT);
+            let away = UpdateAnswer::Retry { after: None, cause: "away".to_owned() };
+            let Next::Repeat { after } = report.on(&away, 0.5) else { panic!("gave up") };
+            assert!(after <= LONGEST_ASKED);
         }
-        assert_eq!(report.on(&UpdateAnswer::Ok(JobStatus::default())), Next::Done);
+        assert_eq!(report.on(&UpdateAnswer::Ok(JobStatus::default()), 0.5), Next::Done);
     }
 
     #[test]
     fn repeated_refusals_try_the_minimal_form_once() {
         let mut report = Report::default();
-        assert!(matches!(report.on(&UpdateAnswer::Refused), Next::Repeat { .. }));
+        assert!(matches!(report.on(&UpdateAnswer::Refused, 0.5), Next::Repeat { .. }));
         assert_eq!(report.form(), Form::Full);
-        assert!(matches!(report.on(&UpdateAnswer::Refused), Next::Repeat { .. }));
+        assert!(matches!(report.on(&UpdateAnswer::Refused, 0.5), Next::Repeat { .. }));
         assert_eq!(report.form(), Form::Minimal);
-        assert_eq!(report.on(&UpdateAnswer::Refused), Next::Refused);
+        assert_eq!(report.on(&UpdateAnswer::Refused, 0.5), Next::Refused);
     }
 }

@@ -4,12 +4,14 @@
 //! much GitLab has is known only from GitLab's answers; a new holder finds out by offering the first bytes and
 //! reading the refusal. Pure: bytes come from the host in order, answers from GitLab in any.
 
-/// Most bytes of one PATCH: the server's default limit.
-pub const MAX_PATCH: usize = 1024 * 1024;
+/// Most bytes of one PATCH: half of the server's default limit, so that a job's memory stays small.
+pub const MAX_PATCH: usize = 512 * 1024;
 
-/// Bytes held back from the host while GitLab does not take them; beyond it the stream is not read on, and the
-/// log waits on the host's disk.
+/// Bytes held here while GitLab does not take them; what comes beyond them waits on the host's disk.
 pub const MAX_BUFFERED: usize = 2 * MAX_PATCH;
+
+/// Memory that a drained buffer keeps.
+const IDLE_CAPACITY: usize = 16 * 1024;
 
 /// The part of a log between the host and GitLab.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +21,10 @@ pub struct Trace {
     buffer: Vec<u8>,
     /// Bytes before this offset are GitLab's although they were not seen here; they are dropped as they come.
     skip_to: u64,
+    /// Most bytes held.
+    room: usize,
+    /// Bytes after the buffered ones came and were let go.
+    has_let_go: bool,
 }
 
 /// What an answer about the server's size leads to.
@@ -46,29 +52,45 @@ pub struct Gap {
 impl Trace {
     /// A log of which the host will send the bytes from `offset` on.
     pub fn from_offset(offset: u64) -> Self {
-        Self { base: offset, buffer: Vec::new(), skip_to: offset }
+        Self { base: offset, buffer: Vec::new(), skip_to: offset, room: MAX_BUFFERED, has_let_go: false }
     }
 
-    /// The offset after the last byte seen.
+    /// The offset after the last byte held, or held before.
     pub fn end(&self) -> u64 {
         self.base + self.buffer.len() as u64
     }
 
-    /// Whether more bytes may be read from the host.
-    pub fn has_room(&self) -> bool {
-        self.buffer.len() < MAX_BUFFERED
+    /// Where a new stream of the host is to begin; what was let go comes with it again.
+    pub fn read_on(&mut self) -> u64 {
+        self.has_let_go = false;
+        self.end()
     }
 
-    /// Whether GitLab has every byte seen.
+    /// Whether more bytes can be held.
+    pub fn has_room(&self) -> bool {
+        self.buffer.len() < self.room && !self.has_let_go
+    }
+
+    /// Whether GitLab has every byte held.
     pub fn is_drained(&self) -> bool {
         self.buffer.is_empty()
     }
 
-    /// Takes bytes from the host. Bytes seen before are dropped.
+    /// Where the host's log has to be read again from, once GitLab has every byte held: bytes that came were let go.
+    pub fn reread_from(&self) -> Option<u64> {
+        (self.has_let_go && self.is_drained()).then(|| self.end().max(self.skip_to))
+    }
+
+    /// Takes bytes from the host. Bytes seen before are dropped; those for which there is no room are let go, and so
+    /// is everything after them.
     ///
     /// # Errors
     /// When the bytes begin after the next one due.
     pub fn push(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Gap> {
+        if !self.has_room() {
+            self.has_let_go = true;
+            return Ok(());
+        }
         let expected = self.end();
         if offset > expected {
             return Err(Gap { expected, got: offset });
@@ -100,6 +122,9 @@ impl Trace {
         if let Ok(count) = usize::try_from(known.saturating_sub(self.base)) {
             self.buffer.drain(..count);
             self.base += count as u64;
+        }
+        if self.buffer.is_empty() {
+            self.buffer.shrink_to(IDLE_CAPACITY);
         }
     }
 }
@@ -156,19 +181,36 @@ mod tests {
         ]
     }
 
-    fn read(trace: &mut Trace, log: &[u8], count: usize) {
-        let from = trace.end() as usize;
-        let to = (from + count).min(log.len());
-        if from < to {
-            trace.push(from as u64, &log[from..to]).unwrap();
-        }
+    /// The operator's side: the trace, and how far the host's log was read.
+    struct Reader {
+        trace: Trace,
+        at: usize,
     }
 
-    fn patch(trace: &mut Trace, server: &mut Server) {
-        if let Some((offset, bytes)) = trace.next_patch() {
-            let size = server.patch(offset, bytes);
-            if let Resync::Refetch { from } = trace.server_has(size) {
-                *trace = Trace::from_offset(from);
+    impl Reader {
+        /// Attached from an offset, with room for few bytes.
+        fn from(offset: u64) -> Self {
+            Self { trace: Trace { room: 60, ..Trace::from_offset(offset) }, at: offset as usize }
+        }
+
+        fn read(&mut self, log: &[u8], count: usize) {
+            let to = (self.at + count).min(log.len());
+            if self.at < to {
+                self.trace.push(self.at as u64, &log[self.at..to]).unwrap();
+                self.at = to;
+            }
+            assert!(self.trace.buffer.len() < 60 + 50, "more is held than there is room for");
+        }
+
+        fn patch(&mut self, server: &mut Server) {
+            if let Some((offset, bytes)) = self.trace.next_patch() {
+                let size = server.patch(offset, bytes);
+                if let Resync::Refetch { from } = self.trace.server_has(size) {
+                    *self = Self::from(from);
+                }
+            }
+            if let Some(from) = self.trace.reread_from() {
+                *self = Self::from(from);
             }
         }
     }
@@ -176,36 +218,51 @@ mod tests {
     proptest! {
         #[test]
         fn the_log_arrives_whole_after_any_sequence_of_answers_cuts_and_takeovers(
-            log in proptest::collection::vec(any::<u8>(), 1..300),
+            log in proptest::collection::vec(any::<u8>(), 1..500),
             happenings in proptest::collection::vec(happening(), 0..80),
         ) {
             let mut server = Server::default();
-            let mut trace = Trace::from_offset(0);
+            let mut reader = Reader::from(0);
             for happening in happenings {
                 match happening {
-                    Happening::Read(count) => read(&mut trace, &log, count),
-                    Happening::Patch => patch(&mut trace, &mut server),
+                    Happening::Read(count) => reader.read(&log, count),
+                    Happening::Patch => reader.patch(&mut server),
                     Happening::PatchAnswerLost => {
-                        if let Some((offset, bytes)) = trace.next_patch() {
+                        if let Some((offset, bytes)) = reader.trace.next_patch() {
                             server.patch(offset, bytes);
                         }
                     }
                     Happening::PatchLost => {}
-                    Happening::Takeover => trace = Trace::from_offset(0),
-                    Happening::Reattach => trace = Trace::from_offset(trace.base),
+                    Happening::Takeover => reader = Reader::from(0),
+                    Happening::Reattach => reader.at = reader.trace.read_on() as usize,
                     Happening::Truncate(size) => server.log.truncate(size),
                 }
                 prop_assert!(log.starts_with(&server.log));
             }
             // A reset that happens while nothing is left to send is found by the final update (412), which starts
             // again from byte 0; the last round below is that.
-            let mut trace = Trace::from_offset(0);
+            let mut reader = Reader::from(0);
             while server.log.len() < log.len() {
-                read(&mut trace, &log, 50);
-                patch(&mut trace, &mut server);
+                reader.read(&log, 50);
+                reader.patch(&mut server);
             }
             prop_assert_eq!(&server.log, &log);
         }
+    }
+
+    #[test]
+    fn what_finds_no_room_is_let_go_and_read_again() {
+        let mut trace = Trace::from_offset(0);
+        trace.push(0, &vec![b'x'; MAX_BUFFERED]).unwrap();
+        assert!(!trace.has_room() && !trace.has_let_go);
+        trace.push(MAX_BUFFERED as u64, b"more").unwrap();
+        assert_eq!(trace.reread_from(), None);
+        assert_eq!(trace.server_has(MAX_PATCH as u64), Resync::Continue);
+        // What comes after a byte that was let go would leave a hole.
+        trace.push(MAX_BUFFERED as u64 + 4, b"and more").unwrap();
+        assert_eq!(trace.end(), MAX_BUFFERED as u64);
+        assert_eq!(trace.server_has(MAX_BUFFERED as u64), Resync::Continue);
+        assert_eq!(trace.reread_from(), Some(MAX_BUFFERED as u64));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::moment::Moment;
 use super::turn::{Holding, Turn, View, turn};
 use super::{LeaderError, RENEW_INTERVAL, RETRY_INTERVAL, Roster, Tenure, call, write};
 use crate::api::labels;
+use crate::clock;
 use crate::deed::Point;
 use crate::kube_ext::cache::Cache;
 use crate::kube_ext::{is_conflict, is_not_found};
@@ -258,7 +259,7 @@ impl Claim {
 
     /// Writes the Lease with our name; over `current` only if it has not changed since.
     async fn write(&self, point: Point, current: Option<&Lease>, epoch: u64) -> Result<Lease, LeaderError> {
-        let spec = Some(held(&self.identity, epoch, current, jiff::Timestamp::now()));
+        let spec = Some(held(&self.identity, epoch, current, clock::now()));
         let params = PostParams::default();
         let written = match current {
             Some(current) => {

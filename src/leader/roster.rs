@@ -20,6 +20,7 @@ use super::lease::{held, holder, version};
 use super::moment::Moment;
 use super::{CALL_TIMEOUT, LeaderError, RETRY_INTERVAL, call, rank, write};
 use crate::api::labels;
+use crate::clock;
 use crate::deed::Point;
 use crate::kube_ext::cache::Cache;
 use crate::kube_ext::{is_code, is_conflict, is_not_found};
@@ -170,7 +171,7 @@ impl Roster {
 
     async fn write(&self, current: Option<&Lease>) -> Result<Lease, LeaderError> {
         let inner = &self.inner;
-        let mut spec = held(&inner.identity, 0, current, jiff::Timestamp::now());
+        let mut spec = held(&inner.identity, 0, current, clock::now());
         spec.lease_duration_seconds = i32::try_from(ALIVE_FOR.as_secs()).ok();
         spec.lease_transitions = None;
         let (params, point) = (PostParams::default(), Point::ReplicaAnnounced);

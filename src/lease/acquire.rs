@@ -2,9 +2,10 @@
 
 use tokio::time::Instant;
 
-use super::conversation::Waiting;
+use super::conversation::{Counted, Waiting};
 use super::record::Step;
 use super::resume::{self, Look};
+use super::stream::until;
 use super::{DriveError, Driver};
 use crate::gitlab::reason::FailureReason;
 
@@ -62,16 +63,21 @@ pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
             driver.held.settle_reservation(&kube::ResourceExt::name_any(driver.lease.as_ref()));
             return Ok(Acquired::Slot);
         }
-        let keep_alive_at = driver.conversation.keep_alive_at();
+        let is_late = Instant::now() >= deadline;
+        if is_late && let Some(over) = out_of_time(driver, &waiting_for) {
+            return Ok(over);
+        }
+        let look_at = driver.conversation.speak_of_waiting();
         tokio::select! {
             // The sender lives in `held`: waiting cannot fail.
             _ = turns.changed() => {}
-            () = tokio::time::sleep_until(keep_alive_at) => match driver.conversation.waiting().await {
-                Waiting::Acknowledged | Waiting::Legacy | Waiting::Unknown => {}
+            answer = driver.conversation.answer() => match driver.conversation.take_in_waiting(answer) {
+                Waiting::GoOn => {}
                 Waiting::Canceled => return Ok(Acquired::Canceled),
                 Waiting::Gone => return Ok(Acquired::Gone),
             },
-            () = tokio::time::sleep_until(deadline) => return Ok(out_of_time(driver, &waiting_for).await),
+            () = until(look_at) => {}
+            () = tokio::time::sleep_until(deadline), if !is_late => {}
         }
     }
 }
@@ -83,23 +89,24 @@ fn deadline(driver: &Driver) -> Instant {
     Instant::now() + limit.saturating_sub(waited)
 }
 
-/// A server that still counts the job as waiting gives it to somebody else when we fall silent; any other has to
-/// be told that it failed. A resume can go nowhere else: it is always told.
-async fn out_of_time(driver: &mut Driver, waiting_for: &str) -> Acquired {
+/// A server that counts the job as waiting gives it to somebody else when we fall silent, and the
+/// sooner the less it was told; any other has to be told that it failed. A resume can go nowhere else: it is always told. `None` while
+/// GitLab has not said as what it counts the job: then the wait goes on until it does.
+fn out_of_time(driver: &mut Driver, waiting_for: &str) -> Option<Acquired> {
     let limit = driver.settings.spec.instance_acquire_timeout.std();
     let message = format!(
         "no slot within {} s (spec.instanceAcquireTimeout): waited for {waiting_for}",
         limit.as_secs()
     );
     if driver.lease.spec.resume_from.is_some() {
-        return Acquired::Refused { reason: FailureReason::RuntimeEnvironmentUnavailable, message };
+        return Some(Acquired::Refused { reason: FailureReason::RuntimeEnvironmentUnavailable, message });
     }
-    match driver.conversation.waiting().await {
-        Waiting::Acknowledged => Acquired::GivenBack,
-        Waiting::Legacy | Waiting::Unknown => {
-            Acquired::Refused { reason: FailureReason::RunnerSystemFailure, message }
+    match driver.conversation.counted() {
+        Counted::Waiting => Some(Acquired::GivenBack),
+        Counted::Running => Some(Acquired::Refused { reason: FailureReason::RunnerSystemFailure, message }),
+        Counted::Unknown => {
+            driver.conversation.ask();
+            None
         }
-        Waiting::Canceled => Acquired::Canceled,
-        Waiting::Gone => Acquired::Gone,
     }
 }

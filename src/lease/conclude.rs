@@ -1,7 +1,6 @@
 //! The end of a job on its host: suspended if that is due, the last words said, the log closed.
 
 use super::record::Ending;
-use super::stream::Streaming;
 use super::suspend::{self, Suspended};
 use super::{DriveError, Driver, resume, wish};
 use crate::api::suspended_environment::Phase;
@@ -123,15 +122,8 @@ pub async fn conclude_sealed(
 }
 
 /// The process that ran the job is gone: say so, and end it.
-pub async fn bury(
-    driver: &mut Driver,
-    link: &Link,
-    record: &JobRecord,
-    streaming: &mut Streaming,
-) -> Result<(), DriveError> {
-    let conclusion = conclude_with(driver, link, record, &lost_result(loss(link, record))).await?;
-    streaming.conclusion = Some(conclusion);
-    Ok(())
+pub async fn bury(driver: &mut Driver, link: &Link, record: &JobRecord) -> Result<Conclusion, DriveError> {
+    conclude_with(driver, link, record, &lost_result(loss(link, record))).await
 }
 
 /// Why the process that ran a job is gone.

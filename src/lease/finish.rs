@@ -7,16 +7,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::conclude::{Conclusion, conclude_sealed};
-use super::conversation::{Sent, Verdict};
+use super::conversation::Verdict;
 use super::record::Step;
 use super::run::reach;
-use super::stream::Streaming;
 use super::{DriveError, Driver, resume};
 use crate::api::job_lease::LeasePhase;
 use crate::api::suspended_environment::Phase;
 use crate::deed::Point;
-use crate::gitlab::client::Wish;
-use crate::gitlab::trace::Trace;
 use crate::host::link::{Link, LinkError};
 use crate::spool::frame::Frame;
 use crate::spool::record::{JobRecord, JobState, ScriptEnd};
@@ -25,31 +22,31 @@ use crate::spool::verb::{LogEnd, RefusalReason};
 /// How long a job that was told to stop at once may take to say so.
 const ABORT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// The log is complete: GitLab gets the rest of it and the result; the host gives back what is not kept.
+/// Whether a job came to its end.
+pub enum Finished {
+    /// GitLab has the result, or wants none.
+    Closed,
+    /// GitLab wants the whole log again before it takes the result.
+    LogWanted,
+}
+
+/// GitLab has the log: it gets the result, and the host gives back what is not kept.
 pub async fn finish(
     driver: &mut Driver,
     link: &Arc<Link>,
-    mut streaming: Streaming,
     conclusion: Conclusion,
-) -> Result<(), DriveError> {
-    let end = LogEnd { length: streaming.trace.end(), crc32: streaming.crc32 };
-    loop {
-        // (10)
-        if !flush(driver, link, &mut streaming).await? {
-            return abandon_on(driver, link).await;
-        }
-        let log = Some((end.length, end.crc32));
-        // A canceled job has no environment that GitLab could offer to a later one.
-        let key = conclusion.environment_key.as_deref().filter(|_| !driver.conversation.is_canceled());
-        let verdict = driver.tell(&conclusion.ending, log, key).await?;
-        if verdict != Verdict::LogInvalid {
-            break;
-        }
-        streaming.trace = refetch(driver, link, 0, end.length).await?;
+    log: LogEnd,
+) -> Result<Finished, DriveError> {
+    // A canceled job has no environment that GitLab could offer to a later one.
+    let key = conclusion.environment_key.as_deref().filter(|_| !driver.conversation.is_canceled());
+    // (10)
+    if driver.tell(&conclusion.ending, Some((log.length, log.crc32)), key).await? == Verdict::LogInvalid {
+        return Ok(Finished::LogWanted);
     }
     end_on_host(driver, link).await?;
     let step = driver.last_step(conclusion.ending).await;
-    driver.close(step).await
+    driver.close(step).await?;
+    Ok(Finished::Closed)
 }
 
 /// (11): what is not kept goes from the host, before the slot is anybody else's.
@@ -97,41 +94,12 @@ async fn withdraw_canceled(driver: &Driver) -> Result<(), DriveError> {
     Ok(())
 }
 
-/// Sends the rest of the log; false when GitLab wants no more of it.
-async fn flush(driver: &mut Driver, link: &Link, streaming: &mut Streaming) -> Result<bool, DriveError> {
-    while !streaming.trace.is_drained() {
-        match driver.conversation.send(&mut streaming.trace).await {
-            Sent::Wish(Wish::Abort) => return Ok(false),
-            // Too late to stop anything: the result stands.
-            Sent::Wish(Wish::GoOn | Wish::CancelGracefully) => {}
-            Sent::Refetch { from } => {
-                streaming.trace = refetch(driver, link, from, streaming.trace.end()).await?;
-            }
-        }
-    }
-    Ok(true)
-}
-
-/// Reads a complete log again from an offset.
-async fn refetch(driver: &Driver, link: &Link, from: u64, end: u64) -> Result<Trace, DriveError> {
-    let mut attached = link.attach(&driver.path(), from).await?;
-    let mut trace = Trace::from_offset(from);
-    while trace.end() < end {
-        match attached.next().await? {
-            Some(Frame::Log(chunk)) => trace.push(chunk.offset, &chunk.bytes)?,
-            Some(Frame::Answer(_) | Frame::Status(_) | Frame::Beat) => {}
-            None => return Err(LinkError::Ssh(crate::host::connection::SshError::Lost).into()),
-        }
-    }
-    Ok(trace)
-}
-
 /// GitLab does not want the job (any more): it is stopped if it runs, and nothing is said.
 pub async fn abandon(driver: &mut Driver) -> Result<(), DriveError> {
     if driver.lease.phase() == LeasePhase::Accepted {
         return driver.end_gone().await;
     }
-    match reach(driver, None).await {
+    match reach(driver, None, None).await {
         Some(link) => abandon_on(driver, &link).await,
         None => driver.end_gone().await,
     }

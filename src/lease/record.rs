@@ -32,14 +32,34 @@ pub enum Step {
         /// Why, for people.
         message: String,
     },
-    /// GitLab cannot be told yet.
-    Finalizing(Ending),
+    /// The job has ended and GitLab does not take its end yet.
+    Finalizing {
+        /// How it ended.
+        ending: Ending,
+        /// Why GitLab does not take it, when it does not answer.
+        silence: Option<Silence>,
+    },
     /// GitLab has the result, or wants none.
     Reported(Ending),
     /// GitLab refuses the result, or there is none to tell.
     Failed(Ending),
     /// Of a lease that is over: its slot, which was in doubt, has been seen clean.
     SlotSeenClean,
+}
+
+/// GitLab takes nothing of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Silence {
+    /// Since when.
+    pub since: Timestamp,
+    /// What came instead of an answer.
+    pub cause: String,
+}
+
+impl std::fmt::Display for Silence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GitLab has not taken the job's end since {:.0}: {}", self.since, self.cause)
+    }
 }
 
 /// How a lease ends.
@@ -66,7 +86,7 @@ impl Step {
             Self::Assigned { .. } => Point::LeaseAssigned,
             Self::Running => Point::LeaseRunning,
             Self::Tail { .. } => Point::TailRecorded,
-            Self::Finalizing(_) => Point::ResultRecorded,
+            Self::Finalizing { .. } => Point::ResultRecorded,
             Self::Reported(_) => Point::LeaseReported,
             Self::Failed(_) => Point::LeaseFailed,
             Self::SlotSeenClean => Point::SlotSeenClean,
@@ -119,7 +139,7 @@ pub fn after(
             status.failure_reason = Some(reason.as_str().to_owned());
             status.message = Some(message.clone());
         }
-        Step::Finalizing(ending) => {
+        Step::Finalizing { ending, .. } => {
             status.phase = Some(LeasePhase::Finalizing);
             fill(&mut status, ending);
         }
@@ -135,6 +155,13 @@ pub fn after(
     }
     let mut findings = findings(&status);
     findings.extend(slot(step));
+    if let Step::Finalizing { silence: Some(silence), .. } = step {
+        let silent = findings.iter_mut().find(|finding| finding.type_ == REPORTED);
+        silent.into_iter().for_each(|finding| {
+            finding.reason = "GitLabNotAnswering";
+            finding.message = silence.to_string();
+        });
+    }
     condition::merge(&mut status.conditions, &findings, generation, now);
     status
 }
@@ -152,7 +179,7 @@ fn slot(step: &Step) -> Option<Finding> {
         Step::Assigned { .. }
         | Step::Running
         | Step::Tail { .. }
-        | Step::Finalizing(_)
+        | Step::Finalizing { .. }
         | Step::Reported(_)
         | Step::Failed(_) => None,
     }
@@ -245,5 +272,22 @@ mod tests {
         assert_eq!((second.holder.as_deref(), second.epoch), (Some("you"), Some(4)));
         assert!(condition::is_true(&second.conditions, STARTED));
         assert!(!condition::is_true(&second.conditions, REPORTED));
+    }
+
+    #[test]
+    fn a_gitlab_that_does_not_answer_is_told_until_it_has_the_result() {
+        let ending = Ending::without_run(None, "");
+        let silence = Silence { since: now(), cause: "GitLab answers 503".to_owned() };
+        let waits = Step::Finalizing { ending: ending.clone(), silence: Some(silence) };
+        let reported = |status: &JobLeaseStatus| {
+            let found = status.conditions.iter().find(|condition| condition.type_ == REPORTED).unwrap();
+            (found.reason.clone(), found.message.clone())
+        };
+        let waiting = after(None, &waits, "me", 3, None, now());
+        assert_eq!(waiting.phase, Some(LeasePhase::Finalizing));
+        let message = "GitLab has not taken the job's end since 1970-01-01T00:00:05Z: GitLab answers 503";
+        assert_eq!(reported(&waiting), ("GitLabNotAnswering".to_owned(), message.to_owned()));
+        let over = after(Some(&waiting), &Step::Reported(ending), "me", 3, None, now());
+        assert_eq!(reported(&over), ("Reported".to_owned(), String::new()));
     }
 }

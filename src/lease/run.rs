@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::conclude::{bury, conclude, conclude_sealed};
-use super::finish::{abandon_on, finish};
+use super::finish::{Finished, abandon_on, finish};
 use super::record::Step;
-use super::stream::{Streamed, Streaming, stream};
+use super::stream::{Streamed, Streaming, stream, until};
 use super::{DriveError, Driver, resume, suspend, wish};
 use crate::api::job_lease::LeasePhase;
 use crate::clock;
@@ -29,19 +29,14 @@ const REATTACH_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs or attaches to the job, to its end.
 pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
-    let mut streaming = Streaming {
-        trace: Trace::from_offset(0),
-        crc32: 0,
-        sent: None,
-        cancel_sent: false,
-        first_byte: false,
-        conclusion: None,
-    };
+    let mut streaming = Streaming::default();
     let mut lost_since: Option<Instant> = None;
     loop {
-        let Some(link) = reach(driver, lost_since).await else { return give_up(driver).await };
-        let mut attached = match attach(driver, &link, streaming.trace.end()).await {
-            Ok(attached) => attached,
+        let Some(link) = reach(driver, lost_since, Some(&mut streaming.trace)).await else {
+            return give_up(driver).await;
+        };
+        match attach(driver, &link, streaming.trace.read_on()).await {
+            Ok(attached) => streaming.attached = Some(attached),
             Err(Unattached::Away(why)) => {
                 lost_since.get_or_insert_with(Instant::now);
                 tracing::warn!(why, "the job's host is away");
@@ -50,48 +45,56 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
             }
             Err(Unattached::Refused { reason, message }) => return refused(driver, reason, &message).await,
             Err(Unattached::Drive(error)) => return Err(error),
-        };
+        }
         lost_since = None;
         loop {
-            match stream(driver, &link, &mut attached, &mut streaming).await? {
+            match stream(driver, &link, &mut streaming).await? {
                 Streamed::Open(record) => {
-                    driver.until_acting().await;
-                    let conclusion = conclude(driver, &link, &record).await?;
-                    streaming.conclusion = Some(conclusion);
+                    driver.until_acting(&mut streaming.trace).await;
+                    streaming.conclusion = Some(conclude(driver, &link, &record).await?);
                 }
                 Streamed::Dead(record) => {
-                    driver.until_acting().await;
-                    bury(driver, &link, &record, &mut streaming).await?;
+                    driver.until_acting(&mut streaming.trace).await;
+                    streaming.conclusion = Some(bury(driver, &link, &record).await?);
                 }
                 Streamed::Sealed(record) => {
-                    driver.until_acting().await;
-                    let conclusion = match streaming.conclusion.take() {
-                        Some(conclusion) => conclusion,
-                        None => conclude_sealed(driver, &link, &record).await?,
-                    };
-                    return finish(driver, &link, streaming, conclusion).await;
+                    driver.until_acting(&mut streaming.trace).await;
+                    streaming.conclusion = Some(conclude_sealed(driver, &link, &record).await?);
+                }
+                Streamed::Told(conclusion) => {
+                    match finish(driver, &link, conclusion, streaming.read).await? {
+                        Finished::Closed => return Ok(()),
+                        Finished::LogWanted => {
+                            streaming.trace = Trace::from_offset(0);
+                            break;
+                        }
+                    }
                 }
                 Streamed::Unwanted => {
-                    drop(attached);
+                    streaming.attached = None;
                     return abandon_on(driver, &link).await;
                 }
-                Streamed::Refetch(from) => {
-                    streaming.trace = Trace::from_offset(from);
-                    break;
-                }
+                Streamed::Reread => break,
                 Streamed::Broken(why) => {
                     tracing::debug!(why, "the stream ended");
-                    lost_since = Some(attached.heard_at());
+                    lost_since =
+                        Some(streaming.attached.as_ref().map_or_else(Instant::now, Attached::heard_at));
                     tokio::time::sleep(REATTACH_PAUSE).await;
                     break;
                 }
             }
         }
+        streaming.attached = None;
     }
 }
 
-/// The link to the lease's host, waiting for it up to the grace.
-pub async fn reach(driver: &mut Driver, lost_since: Option<Instant>) -> Option<Arc<Link>> {
+/// The link to the lease's host, waiting for it up to the grace. GitLab gets what is held of the log meanwhile; without
+/// a trace it is told nothing.
+pub async fn reach(
+    driver: &mut Driver,
+    lost_since: Option<Instant>,
+    mut trace: Option<&mut Trace>,
+) -> Option<Arc<Link>> {
     let instance = driver.lease.place().map(|(instance, _)| instance.to_owned()).unwrap_or_default();
     let grace = driver.settings.spec.connection_grace.std();
     let mut deadline = lost_since.unwrap_or_else(Instant::now) + grace;
@@ -103,20 +106,26 @@ pub async fn reach(driver: &mut Driver, lost_since: Option<Instant>) -> Option<A
         {
             return Some(link);
         }
-        let keep_alive_at = driver.conversation.keep_alive_at();
+        let look_at = trace.as_ref().and_then(|trace| driver.conversation.speak(trace, false));
         tokio::select! {
             // The sender lives in `held`: waiting cannot fail.
             _ = turns.changed() => {}
-            () = tokio::time::sleep_until(keep_alive_at) => {
+            answer = driver.conversation.answer() => {
                 // A wish to cancel is acted on when the host is back; an abort is seen then too.
-                driver.conversation.touch().await;
+                if let Some(trace) = &mut trace {
+                    driver.conversation.take_in(answer, trace);
+                }
             }
+            () = until(look_at) => {}
             () = tokio::time::sleep_until(deadline) => {
                 if driver.held.tenure().may_act() {
                     return None;
                 }
                 // Nobody tries to reach it for a holder that may not act: the grace begins anew when one may.
-                driver.until_acting().await;
+                match &mut trace {
+                    Some(trace) => driver.until_acting(trace).await,
+                    None => driver.held.tenure().acting().await,
+                }
                 deadline = Instant::now() + grace;
             }
         }

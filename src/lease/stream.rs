@@ -1,116 +1,111 @@
 //! Between the host and GitLab: the log, signs of life, wishes to cancel.
+//!
+//! What is said to GitLab is under way beside the host's frames, so neither side waits for the other. The log is read
+//! while there is room for it. A stream that nobody reads would hold up all others of its connection, so while GitLab
+//! is slow it is read on and what finds no room is let go: the host has it, and it is read again later.
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::conclude::Conclusion;
-use super::conversation::Sent;
+use super::conversation::Heard;
 use super::{DriveError, Driver, restore};
 use crate::deed::{Deed, Point};
 use crate::gitlab::client::Wish;
 use crate::gitlab::trace::Trace;
-use crate::host::link::{Attached, Link};
-use crate::spool::frame::Frame;
+use crate::host::link::{Attached, Link, LinkError};
+use crate::spool::frame::{Frame, StatusFrame};
 use crate::spool::record::{JobRecord, JobState};
+use crate::spool::verb::LogEnd;
 
 /// How a stream went on until something has to be decided.
 pub enum Streamed {
     /// All stages are done and the log is open: the operator has the last word.
     Open(JobRecord),
-    /// All stages are done, the log is complete and read.
+    /// All stages are done and the log is complete: what became of the job is to be concluded.
     Sealed(JobRecord),
     /// The process that ran the job is gone.
     Dead(JobRecord),
+    /// The job is concluded, and GitLab has its whole log.
+    Told(Conclusion),
     /// GitLab wants no more of this job.
     Unwanted,
     /// The stream ended; nothing is known.
     Broken(String),
-    /// The log has to be read again from an offset.
-    Refetch(u64),
+    /// The log has to be read again, from the trace's end.
+    Reread,
 }
 
 /// The state of streaming one job.
 pub struct Streaming {
     /// The part of the log between the host and GitLab.
     pub trace: Trace,
-    /// CRC-32 of the log as far as it was read.
-    pub crc32: u32,
-    /// When log bytes were first and last sent.
-    pub sent: Option<(Instant, Instant)>,
+    /// How far the log was read, whether or not there was room for it.
+    pub read: LogEnd,
+    /// The host's stream; none while the host is away, and after the end of the log.
+    pub attached: Option<Attached>,
+    /// The record of a job whose log is complete.
+    pub sealed: Option<JobRecord>,
     /// Whether the supervisor was told to stop the job.
     pub cancel_sent: bool,
-    /// Whether GitLab has the first byte.
-    pub first_byte: bool,
     /// What is known of the end, once it was concluded.
     pub conclusion: Option<Conclusion>,
+    first_byte: bool,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            trace: Trace::from_offset(0),
+            read: LogEnd { length: 0, crc32: 0 },
+            attached: None,
+            sealed: None,
+            cancel_sent: false,
+            conclusion: None,
+            first_byte: false,
+        }
+    }
+}
+
+impl Streaming {
+    /// Whether the end of the log was read.
+    pub fn is_whole(&self) -> bool {
+        self.sealed.is_some() && self.attached.is_none()
+    }
 }
 
 /// Streams until something has to be decided.
 pub async fn stream(
     driver: &mut Driver,
     link: &Link,
-    attached: &mut Attached,
     streaming: &mut Streaming,
 ) -> Result<Streamed, DriveError> {
     let mut turns = driver.held.turns();
-    let mut sealed: Option<JobRecord> = None;
     loop {
-        // The first bytes go at once, later ones at the server's interval; the end of the log at once again.
-        let patch_at = match streaming.sent {
-            Some((first, last)) if sealed.is_none() => driver.conversation.next_update_at(first, last),
-            Some(_) | None => Instant::now(),
-        };
-        let patch_due = !streaming.trace.is_drained();
-        let keep_alive_at = driver.conversation.keep_alive_at();
+        if let Some(from) = streaming.trace.reread_from() {
+            streaming.trace = Trace::from_offset(from);
+            return Ok(Streamed::Reread);
+        }
+        if streaming.is_whole() {
+            match (&streaming.sealed, &streaming.conclusion) {
+                (Some(record), None) => return Ok(Streamed::Sealed(record.clone())),
+                (_, Some(conclusion)) if streaming.trace.is_drained() => {
+                    return Ok(Streamed::Told(conclusion.clone()));
+                }
+                (_, Some(conclusion)) => driver.note_silence(&conclusion.ending).await?,
+                (None, None) => {}
+            }
+        }
+        let look_at = driver.conversation.speak(&streaming.trace, streaming.is_whole());
+        let reads = streaming.trace.has_room() || driver.conversation.is_slow();
         tokio::select! {
             biased;
-            // Cancel-safe: bytes read so far stay in the decoder.
-            frame = attached.next(), if streaming.trace.has_room() => match frame {
-                Ok(Some(Frame::Log(chunk))) => {
-                    streaming.trace.push(chunk.offset, &chunk.bytes)?;
-                    streaming.crc32 = chunk.crc32;
-                }
-                Ok(Some(Frame::Status(status))) => {
-                    let record = status.record;
-                    match record.state {
-                        // Of a job whose process died the record stays as it was, but for the seal.
-                        _ if record.sealed => sealed = Some(record),
-                        JobState::Finished if streaming.conclusion.is_none() => return Ok(Streamed::Open(record)),
-                        JobState::Finished => {}
-                        JobState::Starting | JobState::Running if !status.alive => {
-                            if streaming.conclusion.is_none() {
-                                return Ok(Streamed::Dead(record));
-                            }
-                        }
-                        JobState::Starting | JobState::Running => {}
-                    }
-                }
-                Ok(Some(Frame::Beat | Frame::Answer(_))) => {}
-                Ok(None) => match sealed {
-                    Some(record) => return Ok(Streamed::Sealed(record)),
-                    None => return Ok(Streamed::Broken("the stream ended".to_owned())),
-                },
-                Err(error) => return Ok(Streamed::Broken(error.to_string())),
-            },
-            () = tokio::time::sleep_until(patch_at), if patch_due => {
-                let now = Instant::now();
-                streaming.sent = Some((streaming.sent.map_or(now, |(first, _)| first), now));
-                match driver.conversation.send(&mut streaming.trace).await {
-                    Sent::Wish(wish) => {
-                        if !streaming.first_byte {
-                            streaming.first_byte = true;
-                            driver.held.shared.metrics.first_byte(&driver.held.name, driver.began.elapsed());
-                        }
-                        if heed(driver, link, streaming, wish).await {
-                            return Ok(Streamed::Unwanted);
-                        }
-                    }
-                    Sent::Refetch { from } => return Ok(Streamed::Refetch(from)),
-                }
-            }
-            () = tokio::time::sleep_until(keep_alive_at) => {
-                let wish = driver.conversation.touch().await;
-                if heed(driver, link, streaming, wish).await {
-                    return Ok(Streamed::Unwanted);
+            answer = driver.conversation.answer() => {
+                let heard = driver.conversation.take_in(answer, &mut streaming.trace);
+                first_byte(driver, streaming);
+                match heard {
+                    Heard::Wish(wish) if heed(driver, link, streaming, wish).await => return Ok(Streamed::Unwanted),
+                    Heard::Wish(_) => {}
+                    Heard::Reread => return Ok(Streamed::Reread),
                 }
             }
             // The sender lives in `held`: waiting cannot fail.
@@ -118,13 +113,69 @@ pub async fn stream(
                 if let Err(error) = restore::make_again_if_gone(driver).await {
                     tracing::warn!(%error, "the lease was not made again yet");
                 }
-                if driver.is_deleted() && !streaming.cancel_sent {
-                    streaming.cancel_sent = true;
+                if driver.is_deleted() && !streaming.cancel_sent && streaming.sealed.is_none() {
                     tracing::info!("the lease was deleted: canceling");
-                    stop(link, driver, false).await;
+                    streaming.cancel_sent = stop(link, driver, false).await;
                 }
             }
+            () = until(look_at) => {}
+            // Cancel-safe: bytes read so far stay in the decoder.
+            frame = next(&mut streaming.attached), if reads => match frame {
+                Ok(Some(Frame::Log(chunk))) => {
+                    streaming.trace.push(chunk.offset, &chunk.bytes)?;
+                    let length = chunk.offset + chunk.bytes.len() as u64;
+                    streaming.read = LogEnd { length, crc32: chunk.crc32 };
+                }
+                Ok(Some(Frame::Status(status))) => {
+                    if let Some(streamed) = look(streaming, *status) {
+                        return Ok(streamed);
+                    }
+                }
+                Ok(Some(Frame::Beat | Frame::Answer(_))) => {}
+                Ok(None) if streaming.sealed.is_some() => streaming.attached = None,
+                Ok(None) => return Ok(Streamed::Broken("the stream ended".to_owned())),
+                Err(error) => return Ok(Streamed::Broken(error.to_string())),
+            },
         }
+    }
+}
+
+/// What a job's record says, if something follows from it now.
+fn look(streaming: &mut Streaming, status: StatusFrame) -> Option<Streamed> {
+    let record = status.record;
+    // Of a job whose process died the record stays as it was, but for the seal.
+    if record.sealed {
+        streaming.sealed = Some(record);
+        return None;
+    }
+    match record.state {
+        _ if streaming.conclusion.is_some() => None,
+        JobState::Finished => Some(Streamed::Open(record)),
+        JobState::Starting | JobState::Running if !status.alive => Some(Streamed::Dead(record)),
+        JobState::Starting | JobState::Running => None,
+    }
+}
+
+async fn next(attached: &mut Option<Attached>) -> Result<Option<Frame>, LinkError> {
+    match attached {
+        Some(attached) => attached.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until a time, or for ever.
+pub async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Takes the time to the first byte of the log that GitLab has.
+fn first_byte(driver: &Driver, streaming: &mut Streaming) {
+    if !streaming.first_byte && driver.conversation.known_log_size().is_some_and(|size| size > 0) {
+        streaming.first_byte = true;
+        driver.held.shared.metrics.first_byte(&driver.held.name, driver.began.elapsed());
     }
 }
 
@@ -134,21 +185,25 @@ async fn heed(driver: &Driver, link: &Link, streaming: &mut Streaming, wish: Wis
         Wish::GoOn => false,
         Wish::Abort => true,
         Wish::CancelGracefully => {
-            if !streaming.cancel_sent {
-                streaming.cancel_sent = true;
+            // Too late once the log is complete: the result stands.
+            if !streaming.cancel_sent && streaming.sealed.is_none() {
                 tracing::info!("GitLab cancels the job");
-                stop(link, driver, true).await;
+                streaming.cancel_sent = stop(link, driver, true).await;
             }
             false
         }
     }
 }
 
-/// Tells the supervisor to stop the job. If that cannot be said now, the next sign of life says it again.
-async fn stop(link: &Link, driver: &Driver, graceful: bool) {
+/// Tells the supervisor to stop the job. If that cannot be said now, the next answer of GitLab says it again.
+async fn stop(link: &Link, driver: &Driver, graceful: bool) -> bool {
     // Not fenced by the tenure but by the host: a wish of GitLab is carried out by whoever streams.
     let deed = Deed::unfenced(Point::JobCanceled);
-    if let Err(error) = link.cancel(deed, &driver.path(), graceful).await {
-        tracing::warn!(%error, "the job was not told to stop");
+    match link.cancel(deed, &driver.path(), graceful).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%error, "the job was not told to stop");
+            false
+        }
     }
 }

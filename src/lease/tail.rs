@@ -8,14 +8,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::deed::{Deed, Point};
+use crate::gitlab::backoff::Backoff;
 use crate::gitlab::client::{JobCredentials, JobUpdate, TraceAnswer, UpdateAnswer};
 use crate::gitlab::reason::FailureReason;
 use crate::pool::Held;
 use crate::pool::settings::Settings;
 use crate::spool::closing;
-
-/// The pause between tries while GitLab does not answer.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// The text.
 pub fn text(message: &str) -> String {
@@ -33,6 +31,7 @@ pub async fn write(
 ) -> Option<u64> {
     let end = offset + text.len() as u64;
     let mut at = known.max(offset);
+    let mut backoff = Backoff::default();
     loop {
         let skip = usize::try_from(at.saturating_sub(offset)).unwrap_or(usize::MAX);
         let rest = text.as_bytes().get(skip..).unwrap_or_default();
@@ -51,13 +50,16 @@ pub async fn write(
                     return Box::pin(write(settings, job, size, size, text)).await;
                 }
                 at = size;
+                backoff.succeeded();
             }
             TraceAnswer::Abort { .. } => return None,
             TraceAnswer::NotFound => match settings.gitlab.update(job, &JobUpdate::Running).await {
                 UpdateAnswer::Gone { .. } => return None,
-                _ => tokio::time::sleep(RETRY).await,
+                _ => tokio::time::sleep(backoff.failed(None, rand::random())).await,
             },
-            TraceAnswer::Retry { after } => tokio::time::sleep(after.unwrap_or(RETRY)).await,
+            TraceAnswer::Retry { after, .. } => {
+                tokio::time::sleep(backoff.failed(after, rand::random())).await;
+            }
         }
     }
 }
@@ -65,11 +67,14 @@ pub async fn write(
 /// Fails a job that never got a lease: it cannot be read, or it cannot be kept. GitLab is told why.
 pub async fn refuse_without_lease(held: &Held, settings: &Settings, job: &JobCredentials, message: &str) {
     let refuse = async {
+        let mut backoff = Backoff::default();
         // A waiting job cannot be failed: it has to be running first.
         loop {
             match settings.gitlab.update(job, &JobUpdate::Running).await {
                 UpdateAnswer::Ok(_) => break,
-                UpdateAnswer::Retry { after } => tokio::time::sleep(after.unwrap_or(RETRY)).await,
+                UpdateAnswer::Retry { after, .. } => {
+                    tokio::time::sleep(backoff.failed(after, rand::random())).await;
+                }
                 UpdateAnswer::StoringLog { .. }
                 | UpdateAnswer::LogInvalid
                 | UpdateAnswer::Gone { .. }
@@ -87,8 +92,8 @@ pub async fn refuse_without_lease(held: &Held, settings: &Settings, job: &JobCre
         };
         loop {
             match settings.gitlab.update(job, &update).await {
-                UpdateAnswer::Retry { after } | UpdateAnswer::StoringLog { interval: after } => {
-                    tokio::time::sleep(after.unwrap_or(RETRY)).await;
+                UpdateAnswer::Retry { after, .. } | UpdateAnswer::StoringLog { interval: after } => {
+                    tokio::time::sleep(backoff.failed(after, rand::random())).await;
                 }
                 UpdateAnswer::Ok(_)
                 | UpdateAnswer::LogInvalid

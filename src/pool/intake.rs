@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use kube::core::ObjectMeta;
 use secrecy::ExposeSecret;
+use tokio::time::{Instant, timeout};
 
 use super::Held;
 use super::settings::Settings;
@@ -22,7 +23,8 @@ use crate::api::labels;
 use crate::api::runner_pool::Mode;
 use crate::clock;
 use crate::deed::{Deed, Point};
-use crate::gitlab::client::{JobCredentials, RequestAnswer};
+use crate::gitlab::backoff::Backoff;
+use crate::gitlab::client::{JobCredentials, JobUpdate, RequestAnswer, UpdateAnswer};
 use crate::gitlab::wire::JobPayload;
 use crate::kube_ext::is_refusal;
 use crate::lease::tail;
@@ -32,9 +34,15 @@ use crate::telemetry::LeaseOutcome;
 /// Wait after an answer of "no job" on a server that does not hold requests.
 const IDLE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Wait after an error, doubled each time up to the longest: an outage ends within seconds of GitLab's return.
+/// Wait after an answer that was of no use.
 const ERROR_INTERVAL: Duration = Duration::from_secs(1);
-const LONGEST_ERROR_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long a job without a durable lease counts as ours: a two-phase GitLab gives it to somebody else when it has heard
+/// nothing of it for 120 s.
+const OURS_WITHOUT_LEASE: Duration = Duration::from_secs(100);
+
+/// Time for one try to make it durable.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An answer that took this long was held by the server: it may be asked again at once.
 const HELD_BY_SERVER: Duration = Duration::from_secs(2);
@@ -86,7 +94,7 @@ pub fn may_poll(held: &Held) -> Result<Arc<Settings>, Idle> {
 /// its lease is written for the next holder to find.
 pub async fn run(held: Arc<Held>) {
     let mut last_update = None;
-    let mut error_wait = ERROR_INTERVAL;
+    let mut backoff = Backoff::default();
     while !held.ended().is_cancelled() {
         let settings = match may_poll(&held) {
             Ok(settings) => settings,
@@ -125,15 +133,13 @@ pub async fn run(held: Arc<Held>) {
             }
             RequestAnswer::Retry { after, cause } => {
                 tracing::warn!(pool = held.name, cause, "GitLab could not be asked for a job");
-                let wait = after.unwrap_or(error_wait);
-                error_wait = (error_wait * 2).min(LONGEST_ERROR_INTERVAL);
                 held.set_asking(false);
-                pause(&held, wait).await;
+                pause(&held, backoff.failed(after, rand::random())).await;
                 continue;
             }
         };
         held.set_asking(false);
-        error_wait = ERROR_INTERVAL;
+        backoff.succeeded();
         pause(&held, wait).await;
     }
 }
@@ -147,7 +153,7 @@ async fn pause(held: &Held, wait: Duration) {
     }
 }
 
-/// Makes a job durable. It is tried until the API server takes it: GitLab has given us the job.
+/// Makes a job durable. It is tried for as long as the job is ours.
 async fn accept(held: &Arc<Held>, settings: &Settings, job: &JobPayload, raw: &[u8]) {
     let parts = match payload::pack(raw) {
         Ok(parts) => parts,
@@ -161,9 +167,11 @@ async fn accept(held: &Arc<Held>, settings: &Settings, job: &JobPayload, raw: &[
     let name = lease.name_any();
     // The driver sees the lease as soon as it exists; it must not look for a payload that is still being written.
     let arriving = held.arriving(&name);
-    for attempt in 0u32.. {
-        match write(held, &lease, &parts).await {
-            Ok(()) => {
+    let mut backoff = Backoff::default();
+    let mut hold = Hold::new(JobCredentials::of(job));
+    loop {
+        let error = match timeout(WRITE_TIMEOUT, write(held, &lease, &parts)).await {
+            Ok(Ok(())) => {
                 tracing::info!(
                     pool = held.name,
                     job = job.id,
@@ -176,21 +184,85 @@ async fn accept(held: &Arc<Held>, settings: &Settings, job: &JobPayload, raw: &[
                 held.wake();
                 return;
             }
-            Err(error) if is_refusal(&error) => {
+            Ok(Err(error)) if is_refusal(&error) => {
                 let message = format!("the job's lease was refused by the API server: {error}");
-                let credentials = JobCredentials::of(job);
-                tail::refuse_without_lease(held, settings, &credentials, &message).await;
+                tail::refuse_without_lease(held, settings, &hold.job, &message).await;
                 return;
             }
-            Err(error) if attempt < 10 => {
-                tracing::warn!(pool = held.name, job = job.id, %error, "the job's lease is not durable yet");
-                tokio::time::sleep(Duration::from_millis(200 * (1 << attempt.min(5)))).await;
-            }
-            Err(error) => {
-                tracing::error!(pool = held.name, job = job.id, %error, "the job was lost before it was durable");
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the API server did not answer in time".to_owned(),
+        };
+        tracing::warn!(pool = held.name, job = job.id, error, "the job's lease is not durable yet");
+        match hold.ask(settings).await {
+            Ours::Yes => tokio::time::sleep(backoff.failed(None, rand::random())).await,
+            Ours::GivenAway => {
+                tracing::error!(
+                    pool = held.name,
+                    job = job.id,
+                    error,
+                    "the job is left to GitLab: its lease did not become durable in time"
+                );
                 held.shared.metrics.lease(&held.name, LeaseOutcome::LostBeforeDurable);
                 return;
             }
+            Ours::ToBeFailed => {
+                held.shared.metrics.lease(&held.name, LeaseOutcome::LostBeforeDurable);
+                let message = format!("the job could not be recorded in Kubernetes: {error}");
+                tail::refuse_without_lease(held, settings, &hold.job, &message).await;
+                return;
+            }
+        }
+    }
+}
+
+/// Whether a job whose lease is not durable is still ours.
+enum Ours {
+    /// It is tried on.
+    Yes,
+    /// GitLab gives it to somebody else, or has ended it.
+    GivenAway,
+    /// It is ours until we say that it failed: a server without two-phase commit waits for an hour.
+    ToBeFailed,
+}
+
+/// How long a job is ours that has no lease yet.
+struct Hold {
+    job: JobCredentials,
+    until: Instant,
+    counted: Option<Counted>,
+}
+
+/// As what GitLab counts the job.
+enum Counted {
+    Waiting,
+    Running,
+}
+
+impl Hold {
+    fn new(job: JobCredentials) -> Self {
+        Self { job, until: Instant::now() + OURS_WITHOUT_LEASE, counted: None }
+    }
+
+    /// Asks GitLab, once, as what it counts the job, and looks at the time. The question is the job's keep-alive, so a
+    /// server that counts it as waiting gives it to nobody else before our time is over.
+    async fn ask(&mut self, settings: &Settings) -> Ours {
+        if self.counted.is_none() {
+            let asked_at = Instant::now();
+            match settings.gitlab.update(&self.job, &JobUpdate::Pending).await {
+                UpdateAnswer::Ok(_) => {
+                    self.counted = Some(Counted::Waiting);
+                    self.until = asked_at + OURS_WITHOUT_LEASE;
+                }
+                UpdateAnswer::Refused => self.counted = Some(Counted::Running),
+                UpdateAnswer::Gone { .. } | UpdateAnswer::OwnedByOther => return Ours::GivenAway,
+                UpdateAnswer::Retry { .. } | UpdateAnswer::StoringLog { .. } | UpdateAnswer::LogInvalid => {}
+            }
+        }
+        match self.counted {
+            _ if Instant::now() < self.until => Ours::Yes,
+            Some(Counted::Waiting) => Ours::GivenAway,
+            // Of a server that could not be asked nothing is known: one with two-phase commit refuses what follows.
+            Some(Counted::Running) | None => Ours::ToBeFailed,
         }
     }
 }
