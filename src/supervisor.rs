@@ -43,7 +43,7 @@ use self::run::cancel::CancelWish;
 use self::state::StateFolder;
 use crate::spool::verb::{Answer, Refusal};
 
-/// Longest text that `append` and `seal` take, in bytes.
+/// Longest text that `append` and `seal` take, in bytes as they come.
 const LONGEST_TEXT: u64 = 64 * 1024;
 
 /// Exit code when the command line cannot be read.
@@ -116,10 +116,13 @@ fn answer(state: &StateFolder, verb: Verb) -> Result<Answer, Refusal> {
     })
 }
 
+/// The text is quoted as JSON, so that one which a lost connection has cut short, to nothing even, is not taken for
+/// the whole.
 fn read_text() -> Result<String, Refusal> {
     let mut bytes = Vec::new();
     io::stdin().lock().take(LONGEST_TEXT).read_to_end(&mut bytes).or_refuse("failed to read the text")?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    serde_json::from_slice(&bytes)
+        .map_err(|error| refuse::unsupported(format!("the text is not whole: {error}")))
 }
 
 fn print(answer: &Answer) -> io::Result<()> {

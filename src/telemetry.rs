@@ -177,6 +177,7 @@ pub struct Metrics {
     kubernetes_writes: Family<VerbLabels, Counter>,
     epochs: Family<PoolLabel, Gauge<f64, AtomicU64>>,
     epoch_refusals: Family<PoolGuard, Counter>,
+    tasks: Gauge,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -277,6 +278,12 @@ impl Metrics {
             "Times this replica was refused because its epoch was over, by what refused it",
             epoch_refusals.clone(),
         );
+        let tasks = Gauge::default();
+        registry.register(
+            "dormouse_tasks",
+            "Asynchronous tasks alive; grows with open jobs and goes back with them",
+            tasks.clone(),
+        );
         Self {
             registry: Arc::new(registry),
             api_requests,
@@ -294,6 +301,7 @@ impl Metrics {
             kubernetes_writes,
             epochs,
             epoch_refusals,
+            tasks,
         }
     }
 
@@ -302,6 +310,9 @@ impl Metrics {
     /// # Errors
     /// When a family cannot be written.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.tasks.set(i64::try_from(runtime.metrics().num_alive_tasks()).unwrap_or(i64::MAX));
+        }
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)

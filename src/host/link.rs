@@ -187,7 +187,8 @@ impl Link {
     /// Appends the last lines and closes the log for good.
     pub async fn seal(&self, deed: Deed, job: &JobPath, text: &str) -> Result<LogEnd, LinkError> {
         let arguments = job.arguments();
-        let sealing = self.call("seal", &arguments, Bytes::from(text.to_owned()));
+        let text = Bytes::from(serde_json::to_vec(text).map_err(LinkError::Order)?);
+        let sealing = self.call("seal", &arguments, text);
         deed.make(sealing, |answer| match answer? {
             Answer::Log(end) => Ok(end),
             _ => Err(LinkError::Answer { verb: "seal" }),

@@ -11,8 +11,8 @@
 //! start   [--from N]          (job order on stdin)            -> frames     twice is once
 //! attach  --environment E --job J --from N --epoch N          -> frames
 //! status  --environment E --job J                             -> Job
-//! append  --environment E --job J --once ID --epoch N  (text on stdin) -> Log
-//! seal    --environment E --job J --epoch N     (last text on stdin)   -> Log
+//! append  --environment E --job J --once ID --epoch N  (text on stdin, as JSON) -> Log
+//! seal    --environment E --job J --epoch N     (last text on stdin, as JSON)   -> Log
 //! cancel  --environment E --job J --epoch N [--graceful]      -> Done
 //! suspend --environment E --job J --epoch N                   -> Environment
 //! release --environment E --epoch N [--force]                 -> Done       removes workspace, processes, state

@@ -30,6 +30,8 @@ pub struct Holdings {
     http: usize,
     /// Its threads.
     threads: usize,
+    /// Its asynchronous tasks, connections to GitLab and the API server apart: each of those is one.
+    tasks: usize,
     /// Processes of sshd that serve a connection, on all hosts.
     sessions: usize,
     /// Secrets, Leases and jobs' environments in the namespace.
@@ -64,9 +66,9 @@ impl Holdings {
         .with_context(|| format!("before: {self:?}; now: {last:?}"))
     }
 
-    fn counts(&self, idle: Idle) -> [usize; 6] {
-        let Self { files, http, threads, sessions, objects, folders } = *self;
-        [files, if idle == Idle::Counts { http } else { 0 }, threads, sessions, objects, folders]
+    fn counts(&self, idle: Idle) -> [usize; 7] {
+        let Self { files, http, threads, tasks, sessions, objects, folders } = *self;
+        [files, if idle == Idle::Counts { http } else { 0 }, threads, tasks, sessions, objects, folders]
     }
 
     async fn now(stage: &Stage) -> Result<Self> {
@@ -75,6 +77,7 @@ impl Holdings {
         let mut holdings = Self {
             files,
             http,
+            tasks: tasks(stage).await?.saturating_sub(http),
             threads: fs::read_dir(format!("{process}/task"))?.count(),
             sessions: 0,
             objects: 0,
@@ -90,6 +93,12 @@ impl Holdings {
         holdings.objects = stage.kubectl(&["get", kinds, "-o", "name"]).await?.lines().count();
         Ok(holdings)
     }
+}
+
+async fn tasks(stage: &Stage) -> Result<usize> {
+    let metrics = stage.operator()?.metrics().await?;
+    let tasks = metrics.lines().find_map(|line| line.strip_prefix("dormouse_tasks "));
+    Ok(tasks.context("the operator does not count its tasks")?.parse()?)
 }
 
 /// Ports on which operators reach GitLab and the API server.

@@ -96,7 +96,10 @@ pub fn kills(seed: Seed, count: usize) -> Vec<Blow> {
 pub fn everything(seed: Seed, kills: usize) -> Vec<Blow> {
     let mut dice = seed.dice(2);
     let mut blows = Vec::new();
-    for kill in self::kills(seed, kills) {
+    for mut kill in self::kills(seed, kills) {
+        if dice.random_range(0..10) == 0 {
+            kill.mishaps.insert(0, Mishap::ClockOff(dice.random_range(-3600..3600)));
+        }
         match dice.random_range(0..10) {
             0..2 => blows.extend([other(&mut dice), kill]),
             2..4 => {
@@ -131,7 +134,7 @@ fn other(dice: &mut StdRng) -> Blow {
     let targets = [Target::Trace, Target::FinalUpdate, Target::Update, Target::RequestJob];
     let target = targets.choose(dice).cloned().unwrap_or(Target::Trace);
     // Up to more than a Lease: the pool may be lost by it.
-    let (mishap, milliseconds) = match dice.random_range(0..12) {
+    let (mishap, milliseconds) = match dice.random_range(0..13) {
         0 => (Mishap::ApiServerPath(line), 500..20_000),
         1 => (Mishap::GitLabPath(line), 500..10_000),
         2 => (Mishap::PartKilled(part), 100..5_000),
@@ -146,6 +149,7 @@ fn other(dice: &mut StdRng) -> Blow {
             (Mishap::SshdRestarted(host, sessions), 500..10_000)
         }
         10 => (Mishap::HostFrozen(host), 500..10_000),
+        11 => (Mishap::OperatorTerminated, 0..1000),
         _ => (Mishap::OperatorFrozen, 500..20_000),
     };
     Blow { pause: between(dice, 100..1500), mishaps: vec![mishap], lasts: between(dice, milliseconds) }
@@ -176,7 +180,7 @@ fn a_plan_has_as_many_kills_as_wanted_and_each_kind_of_mishap_comes_in_time() {
         let text = format!("{mishap:?}");
         kinds.insert(text.split(['(', ' ']).next().unwrap_or_default().to_owned());
     }
-    assert_eq!(kinds.len(), 13, "{kinds:?}");
+    assert_eq!(kinds.len(), 15, "{kinds:?}");
 }
 
 #[test]

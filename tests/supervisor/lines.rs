@@ -36,6 +36,25 @@ fn a_line_is_appended_once_and_the_seal_is_the_end() {
 }
 
 #[test]
+fn a_last_text_that_is_cut_short_ends_no_log() {
+    let host = Host::new();
+    let mut order = order(&host, "env1", 1, &["true"]);
+    order.suspend = SuspendPlan { on_success: true, on_failure: false };
+    let mut following = host.start(&order);
+    following.until_status("the job is finished", |record| record.result.is_some());
+    let seal = "seal --environment env1 --job 1 --epoch 1";
+    let words: Vec<&str> = seal.split(' ').collect();
+    for cut in ["", "\"", "\"the last li"] {
+        let output = host.give(&words, cut.as_bytes());
+        let answer = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(refused(answer), RefusalReason::Unsupported, "{cut:?}");
+        assert!(!host.status("env1", 1).sealed, "{cut:?}");
+    }
+    assert!(matches!(host.ask_with(seal, "the last line"), Answer::Log(_)));
+    assert!(following.into_end().text().ends_with("the last line\n"));
+}
+
+#[test]
 fn a_job_the_host_does_not_know_has_no_log() {
     let host = Host::new();
     assert_eq!(host.refusal("seal --environment env1 --job 1 --epoch 1"), RefusalReason::NotFound);

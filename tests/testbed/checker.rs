@@ -70,7 +70,7 @@ pub struct ClusterFacts {
     pub environments: Vec<Value>,
     /// Names of Secrets with a job's payload.
     pub payloads: Vec<String>,
-    /// Names of the Leases of pools.
+    /// Names of the Leases, of one pool and one operator.
     pub claims: Vec<String>,
 }
 

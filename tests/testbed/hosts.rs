@@ -380,10 +380,12 @@ impl Host {
 
     /// Kills every process of sshd that serves a connection; what was started through it lives or dies by itself.
     pub async fn kill_sessions(&self) -> Result<()> {
-        // The listener is process 1 of the host; all others of that name belong to connections.
-        self.exec_root("for id in $(pgrep -x 'sshd|sshd-session'); do [ $id = 1 ] || kill -KILL $id; done")
-            .await
-            .map(|_| ())
+        // The listener is process 1 of the host; all others of that name belong to connections, and may end by themselves.
+        self.exec_root(
+            "for id in $(pgrep -x 'sshd|sshd-session'); do [ $id = 1 ] || kill -KILL $id || true; done",
+        )
+        .await
+        .map(|_| ())
     }
 
     fn reload_sshd(&self) -> Result<()> {

@@ -2,8 +2,7 @@
 //!
 //! `let trouble = Mishap::GitLabDown.begin(&stage).await?; …; trouble.end(&stage).await?`. Several may last at the same
 //! time. A kind that needs paths wants [`Setting::paths`](super::stage::Setting::paths); one of the control plane's parts
-//! wants [`Cluster::own`](super::stage::Cluster::own), or other tests notice. `DORMOUSE_CLOCK_OFFSET_SECONDS` is no mishap
-//! but a variable of an operator: [`Operator::set_variable`](super::operator::Operator::set_variable).
+//! wants [`Cluster::own`](super::stage::Cluster::own), or other tests notice.
 
 use anyhow::{Context, Result};
 
@@ -23,6 +22,8 @@ pub enum Mishap {
     OperatorTerminated,
     /// SIGSTOP, and SIGCONT at the end.
     OperatorFrozen,
+    /// The operator's clock is off by so many seconds from its next start on, until it is set anew.
+    ClockOff(i64),
     /// The operators' way to the API server.
     ApiServerPath(Line),
     /// The operators' way to GitLab.
@@ -74,6 +75,9 @@ impl Mishap {
             Self::OperatorKilled { .. } => stage.operator()?.kill()?,
             Self::OperatorTerminated => stage.operator()?.terminate().await?,
             Self::OperatorFrozen => stage.operator()?.freeze()?,
+            Self::ClockOff(seconds) => {
+                stage.operator()?.set_variable("DORMOUSE_CLOCK_OFFSET_SECONDS", Some(&seconds.to_string()));
+            }
             Self::ApiServerPath(line) => stage.paths()?.api_server.set(*line).await?,
             Self::GitLabPath(line) => {
                 stage.gitlab.client_restarted();
@@ -117,15 +121,16 @@ impl Trouble {
                 if *gives_up {
                     stage.give_up_lease().await?;
                 }
-                stage.operator()?.start_again().await
+                start_again(stage).await
             }
             Mishap::OperatorTerminated => {
                 stage.gitlab.client_restarted();
-                stage.operator()?.start_again().await
+                start_again(stage).await
             }
             Mishap::OperatorFrozen => {
                 stage.gitlab.client_restarted();
-                stage.operator()?.thaw()
+                // It may have been killed meanwhile, and is started again where that ends.
+                if stage.operator()?.pid().is_some() { stage.operator()?.thaw() } else { Ok(()) }
             }
             Mishap::ApiServerPath(_) => {
                 stage.gitlab.client_restarted();
@@ -150,7 +155,7 @@ impl Trouble {
                 Ok(())
             }
             Mishap::HostPath(index, _) => host(stage, *index)?.heal().await,
-            Mishap::HostReset(_) | Mishap::SessionsKilled(_) => Ok(()),
+            Mishap::ClockOff(_) | Mishap::HostReset(_) | Mishap::SessionsKilled(_) => Ok(()),
             Mishap::SshdRestarted(index, _) => host(stage, *index)?.restart_sshd(&HostSpec::default()).await,
             Mishap::HostFrozen(index) => host(stage, *index)?.thaw().await,
             Mishap::HostOff(index) => host(stage, *index)?.start().await,
@@ -158,6 +163,12 @@ impl Trouble {
             Mishap::ReadOnly(index, folder) => host(stage, *index)?.allow_writes(folder).await,
         }
     }
+}
+
+/// Starts the operator, unless the end of another mishap has done so.
+async fn start_again(stage: &Stage) -> Result<()> {
+    let operator = stage.operator()?;
+    if operator.pid().is_none() { operator.start_again().await } else { Ok(()) }
 }
 
 fn host(stage: &Stage, index: usize) -> Result<&Host> {

@@ -14,8 +14,11 @@ pub fn broken(facts: &Facts) -> Vec<String> {
         }
     }
     broken.extend(facts.cluster.payloads.iter().map(|name| format!("Secret {name} is left")));
-    if facts.cluster.claims.len() > 1 {
-        broken.push(format!("one pool has the Leases {:?}", facts.cluster.claims));
+    for (kind, one) in [("dormouse-pool-", "one pool"), ("dormouse-replica-", "one operator")] {
+        let leases: Vec<&String> = facts.cluster.claims.iter().filter(|name| name.contains(kind)).collect();
+        if leases.len() > 1 {
+            broken.push(format!("{one} has the Leases {leases:?}"));
+        }
     }
     let keys = facts.cluster.environments.iter();
     let asleep: BTreeSet<&str> = keys.filter_map(|known| known["spec"]["environmentId"].as_str()).collect();

@@ -111,7 +111,8 @@ fn world() -> Facts {
         ..Facts::default()
     };
     facts.cluster.leases = (1..=3).map(lease).collect();
-    facts.cluster.claims = vec!["lease/dormouse-pool-pool".to_owned()];
+    facts.cluster.claims =
+        ["pool-pool", "replica-0123"].map(|name| format!("lease/dormouse-{name}")).to_vec();
     facts.cluster.environments = vec![json!({
         "spec": { "environmentId": "abcdefghijklmnopqrst" },
         "status": { "phase": "Suspended", "environmentKey": KEY },
@@ -256,7 +257,9 @@ fn what_stays_behind_is_told_of() {
     });
     says("JobLease \"pool-2\" is without a phase", |facts| facts.cluster.leases[1]["status"] = json!(null));
     says("Secret secret/pool-1 is left", |facts| facts.cluster.payloads.push("secret/pool-1".to_owned()));
-    says("one pool has the Leases", |facts| facts.cluster.claims.push("lease/other".to_owned()));
+    for (kind, words) in [("pool", "one pool has the Leases"), ("replica", "one operator has the Leases")] {
+        says(words, |facts| facts.cluster.claims.push(format!("lease/dormouse-{kind}-other")));
+    }
     says("alder keeps environment stray, which no object knows", |facts| {
         facts.hosts[0].environments.push("stray".to_owned());
     });
