@@ -11,7 +11,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
 use super::record::Silence;
