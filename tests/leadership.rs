@@ -10,6 +10,10 @@ use crate::testbed::operator::Operator;
 use crate::testbed::stage::{POOL, Setting, Stage, host};
 use crate::testbed::wait::until;
 
+mod fence;
+mod outage;
+mod spread;
+
 /// Time for a change of the holder on a busy machine: far above what it takes.
 const HAND_OVER: Duration = Duration::from_secs(45);
 
@@ -77,6 +81,15 @@ async fn until_attached_by(stage: &Stage, id: JobId, name: &str) -> Result<()> {
     .await
 }
 
+/// How often a replica says that it was refused for its epoch by a guard.
+async fn refusals(operator: &Operator, by: &str) -> Result<u64> {
+    let metrics = operator.metrics().await?;
+    let line = metrics.lines().find(|line| {
+        line.starts_with("dormouse_epoch_refusals_total") && line.contains(&format!("by=\"{by}\""))
+    });
+    Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0))
+}
+
 fn epoch(pool: &Value) -> u64 {
     pool["status"]["epoch"].as_u64().unwrap_or_default()
 }
@@ -137,10 +150,10 @@ async fn a_holder_that_stood_still_for_longer_than_its_lease_does_not_act_on_it(
     // What the frozen one had read but not sent is offered to GitLab at most once more.
     stage.gitlab.client_restarted();
     stage.operator()?.thaw()?;
-    until("the old holder gives the pool up", HAND_OVER, async || {
+    until("the old holder is refused for its epoch", HAND_OVER, async || {
         let said = stage.operator_log();
-        let gives_up = ["not renewed in time; giving it up", "another replica holds the pool now"];
-        Ok(gives_up.iter().any(|words| said.contains(words)).then_some(()))
+        let is_refused = said.contains("refused: this replica's epoch is over");
+        Ok((is_refused && refusals(stage.operator()?, "lease").await? > 0).then_some(()))
     })
     .await?;
     end_whole(&stage, id).await?;
