@@ -98,7 +98,7 @@ async fn withdraw_canceled(driver: &Driver) -> Result<(), DriveError> {
 }
 
 /// Sends the rest of the log; false when GitLab wants no more of it.
-async fn flush(driver: &mut Driver, link: &Link, streaming: &mut Streaming) -> Result<bool, DriveError> {
+pub async fn flush(driver: &mut Driver, link: &Link, streaming: &mut Streaming) -> Result<bool, DriveError> {
     while !streaming.trace.is_drained() {
         match driver.conversation.send(&mut streaming.trace).await {
             Sent::Wish(Wish::Abort) => return Ok(false),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::conclude::{bury, conclude, conclude_sealed};
-use super::finish::{abandon_on, finish};
+use super::finish::{abandon_on, finish, flush};
 use super::record::Step;
 use super::stream::{Streamed, Streaming, stream};
 use super::{DriveError, Driver, resume, suspend, wish};
@@ -58,7 +58,12 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
                     let conclusion = conclude(driver, &link, &record).await?;
                     streaming.conclusion = Some(conclusion);
                 }
-                Streamed::Dead(record) => bury(driver, &link, &record, &mut streaming).await?,
+                Streamed::Dead(record) => match bury(driver, &link, &record, &mut streaming).await {
+                    Err(DriveError::Host(error)) if error.is_hosts_own() => {
+                        return speak_for(driver, &link, streaming, &error).await;
+                    }
+                    buried => buried?,
+                },
                 Streamed::Sealed(record) => {
                     let conclusion = match streaming.conclusion.take() {
                         Some(conclusion) => conclusion,
@@ -226,6 +231,22 @@ async fn understand(driver: &Driver, link: &Arc<Link>, error: LinkError) -> Unat
 async fn refused(driver: &mut Driver, reason: FailureReason, message: &str) -> Result<(), DriveError> {
     resume::back_to_sleep(driver, message).await?;
     driver.end_with_tail(None, reason, message).await
+}
+
+/// The process that ran the job is gone and its host takes no last words, since its disk is full or fails: GitLab gets
+/// what there is of the log, and the last words from us.
+async fn speak_for(
+    driver: &mut Driver,
+    link: &Arc<Link>,
+    mut streaming: Streaming,
+    error: &LinkError,
+) -> Result<(), DriveError> {
+    if !flush(driver, link, &mut streaming).await? {
+        return abandon_on(driver, link).await;
+    }
+    let message = format!("the supervisor that ran the job is gone, and its host cannot tell more: {error}");
+    resume::back_to_sleep(driver, &message).await?;
+    driver.end_with_tail(None, FailureReason::RunnerSystemFailure, &message).await
 }
 
 /// The host was away for longer than the grace: GitLab is told, what is there is swept when it returns.
