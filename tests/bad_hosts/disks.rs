@@ -112,11 +112,10 @@ async fn a_home_that_cannot_be_written_to_is_said_and_used_once_it_can() -> Resu
     ensure_next_job_runs(&stage).await?;
 
     // Under a job whose workspace lies there: the script's own failure, told as such.
-    let id =
-        stage.gitlab.enqueue(JobSpec::new("job").script([
-            "echo begun; while [ ! -e /tmp/go ]; do sleep 0.1; done",
-            "echo more > file || exit 5",
-        ]));
+    let id = stage.gitlab.enqueue(JobSpec::new("job").script([
+        "echo begun; while [ ! -e /tmp/go ]; do sleep 0.1; done",
+        "echo more > $CI_PROJECT_DIR/file || exit 5",
+    ]));
     stage.until_log(id, "begun").await?;
     stage.hosts[0].forbid_writes(&format!("/home/{user}/builds")).await?;
     stage.touch("/tmp/go").await?;

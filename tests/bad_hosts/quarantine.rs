@@ -62,20 +62,37 @@ async fn a_slot_takes_no_job_until_its_host_is_seen_clean_whoever_asks() -> Resu
 }
 
 #[tokio::test]
-async fn other_slots_work_on_and_deleting_the_lease_lifts_a_quarantine() -> Result<()> {
+async fn other_slots_work_on_and_a_deleted_lease_stays_until_its_slot_is_clean() -> Result<()> {
     let pool = json!({ "connectionGrace": GRACE });
-    let stage = Stage::start("lifted", Setting::pool(pool).hosts(&["alder", "birch"])).await?;
+    let stage = Stage::start("closed", Setting::pool(pool).hosts(&["alder", "birch"])).await?;
     let id = lose(&stage, counting("lost")).await?;
     let next = ensure_next_job_runs(&stage).await?;
     ensure!(stage.lease_over(next.id).await?["status"]["instance"] == "birch");
-    // Whoever knows that the host will never be back, or is clean, says so by this.
-    stage.kubectl(&["delete", "joblease", &format!("{POOL}-{id}"), "--timeout=60s"]).await?;
-    stage.until_finding("SlotsClean", "True", "NoneInDoubt").await?;
+    let name = format!("{POOL}-{id}");
+    stage.kubectl(&["delete", "joblease", &name, "--wait=false"]).await?;
+    ensure_next_job_runs(&stage).await?;
+    stage.until_finding("SlotsClean", "False", "Quarantined").await?;
+    ensure!(lease(&stage, id).await?["metadata"]["deletionTimestamp"].is_string());
     stage.hosts[0].heal().await?;
-    stage.until_hosts("Ready").await?;
-    // What is there is found all the same: no slot takes a second environment.
+    stage.kubectl(&["wait", "--for=delete", "joblease", &name, "--timeout=60s"]).await?;
+    stage.until_finding("SlotsClean", "True", "NoneInDoubt").await?;
     let next = ensure_next_job_runs(&stage).await?;
     ensure!(stage.lease_over(next.id).await?["status"]["instance"] == "alder");
+    stage.end().await
+}
+
+#[tokio::test]
+async fn a_host_that_leaves_the_pool_takes_its_quarantine_with_it() -> Result<()> {
+    let pool = json!({ "connectionGrace": GRACE });
+    let stage = Stage::start("leaves", Setting::pool(pool).hosts(&["alder", "birch"])).await?;
+    let id = lose(&stage, counting("lost")).await?;
+    let mut without = stage.pool(json!({ "connectionGrace": GRACE }))?;
+    let hosts = without["spec"]["provider"]["static"]["hosts"].as_array().cloned().unwrap_or_default();
+    without["spec"]["provider"]["static"]["hosts"] = hosts.into_iter().skip(1).collect();
+    stage.apply(&without).await?;
+    stage.until_finding("SlotsClean", "True", "NoneInDoubt").await?;
+    stage.kubectl(&["delete", "joblease", &format!("{POOL}-{id}"), "--timeout=60s"]).await?;
+    ensure_next_job_runs(&stage).await?;
     stage.end().await
 }
 
