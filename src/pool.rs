@@ -122,7 +122,7 @@ fn drive_leases(held: &Arc<Held>) {
     for lease in held.leases() {
         let is_over = !lease.phase().is_open();
         let is_deleted = lease.metadata.deletion_timestamp.is_some();
-        if is_over && !is_deleted {
+        if is_over && (!is_deleted || keeps_a_slot_closed(held, &lease)) {
             continue;
         }
         if held.is_arriving(&lease.name_any()) {
@@ -147,6 +147,12 @@ fn drive_leases(held: &Arc<Held>) {
         };
         held.spawn(task.instrument(span));
     }
+}
+
+/// Whether a lease that is over says that its slot is in quarantine. It does not go before that is lifted, or before
+/// the pool has no such host any more.
+fn keeps_a_slot_closed(held: &Held, lease: &JobLease) -> bool {
+    lease.quarantined_place().is_some_and(|(instance, _)| held.hosts.watch(instance).is_some())
 }
 
 /// Gives free slots to waiting leases. Their tasks find the reservation after this turn.
@@ -176,8 +182,7 @@ fn collect_finished(held: &Arc<Held>) {
         if index < FINISHED_LEASES_KEPT && age < FINISHED_LEASE_TTL {
             continue;
         }
-        // It says that its slot is in quarantine, as long as there is such a slot.
-        if lease.quarantined_place().is_some_and(|(instance, _)| held.hosts.watch(instance).is_some()) {
+        if keeps_a_slot_closed(held, &lease) {
             continue;
         }
         let Some(busy) = held.begin(lease.uid()) else { continue };

@@ -2,6 +2,8 @@
 
 mod cancels;
 mod features;
+mod files;
 mod keys;
 mod output;
 mod payloads;
+mod processes;

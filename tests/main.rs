@@ -8,6 +8,8 @@
 )]
 
 #[cfg(feature = "operator")]
+mod bad_hosts;
+#[cfg(feature = "operator")]
 mod bad_jobs;
 #[cfg(feature = "operator")]
 mod bed_control_plane;

@@ -9,8 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use russh::client::{self, Handle};
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
-use russh::{Channel, ChannelMsg, client::Msg};
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client::Msg};
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::trust::{self, Expected, TrustError};
 
@@ -200,13 +201,17 @@ impl Connection {
     /// # Errors
     /// When no channel can be opened or the command cannot be handed over.
     pub async fn stream(&self, command: &str, stdin: Bytes) -> Result<Stream, SshError> {
-        let channel = self.channel().await?;
-        channel.exec(true, command).await.map_err(lost)?;
-        if !stdin.is_empty() {
-            channel.data_bytes(stdin).await.map_err(lost)?;
-        }
-        channel.eof().await.map_err(lost)?;
-        Ok(Stream { channel, exit_code: None, stderr: Vec::new() })
+        let (output, input) = self.channel().await?.split();
+        input.exec(true, command).await.map_err(lost)?;
+        // A command may end before it has read all of it, which would otherwise be waited for in vain.
+        let input = AbortOnDropHandle::new(tokio::spawn(async move {
+            if !stdin.is_empty() {
+                input.data_bytes(stdin).await?;
+            }
+            input.eof().await?;
+            Ok(input)
+        }));
+        Ok(Stream { output, _input: input, exit_code: None, stderr: Vec::new() })
     }
 
     async fn channel(&self) -> Result<Channel<Msg>, SshError> {
@@ -249,7 +254,9 @@ impl Connection {
 
 /// The output of a running command.
 pub struct Stream {
-    channel: Channel<Msg>,
+    output: ChannelReadHalf,
+    /// Kept to the end of the command. What went wrong with it shows in the end of the output.
+    _input: AbortOnDropHandle<Result<ChannelWriteHalf<Msg>, russh::Error>>,
     /// The exit code, once the command has ended and the server said so.
     pub exit_code: Option<u32>,
     stderr: Vec<u8>,
@@ -262,7 +269,7 @@ impl Stream {
     /// The next bytes of standard output, or `None` at the end of the channel.
     pub async fn next(&mut self) -> Option<Bytes> {
         // Exit status, end of file and close come in any order; only the end of messages is the end.
-        while let Some(message) = self.channel.wait().await {
+        while let Some(message) = self.output.wait().await {
             match message {
                 ChannelMsg::Data { data } => return Some(data),
                 ChannelMsg::ExtendedData { data, .. } => {

@@ -75,6 +75,15 @@ impl LinkError {
         }
     }
 
+    /// Whether the host answers and cannot do what it should: a full disk, a folder that cannot be written to.
+    pub fn is_hosts_own(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal.reason == RefusalReason::HostFailure,
+            Self::Crashed { .. } => true,
+            Self::Ssh(_) | Self::Slow { .. } | Self::Answer { .. } | Self::Frame(_) | Self::Order(_) => false,
+        }
+    }
+
     /// The refusal, if it is one.
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {

@@ -1,8 +1,8 @@
 //! Slots in doubt: a job has ended for GitLab, and its host has not said that nothing of it is left there.
 //!
 //! The doubt stands in the status of the job's lease (condition `SlotClean`), written with its last step, so that every
-//! holder knows of it. Such a lease owns its slot, and is kept, until the host answers and what was there is removed.
-//! Whoever knows better deletes the lease.
+//! holder knows of it. Such a lease owns its slot, and is kept, until the host answers and what was there is removed, or
+//! until the pool has no such host any more.
 
 use std::sync::Arc;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::conclude::{bury, conclude, conclude_sealed};
+use super::conversation::Heard;
 use super::finish::{Finished, abandon_on, finish};
 use super::record::Step;
 use super::stream::{Streamed, Streaming, stream, until};
@@ -16,6 +17,7 @@ use super::{DriveError, Driver, resume, suspend, wish};
 use crate::api::job_lease::LeasePhase;
 use crate::clock;
 use crate::deed::Point;
+use crate::gitlab::client::Wish;
 use crate::gitlab::reason::FailureReason;
 use crate::gitlab::trace::Trace;
 use crate::host::link::{Attached, Link, LinkError};
@@ -55,7 +57,17 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
                 }
                 Streamed::Dead(record) => {
                     driver.until_acting(&mut streaming.trace).await;
-                    streaming.conclusion = Some(bury(driver, &link, &record).await?);
+                    match bury(driver, &link, &record).await {
+                        Ok(conclusion) => streaming.conclusion = Some(conclusion),
+                        Err(DriveError::Host(error)) if error.is_hosts_own() => {
+                            match drain(driver, &mut streaming.trace).await {
+                                Drained::Whole => return speak_for(driver, &error).await,
+                                Drained::Unwanted => return abandon_on(driver, &link).await,
+                                Drained::Reread => break,
+                            }
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
                 Streamed::Sealed(record) => {
                     driver.until_acting(&mut streaming.trace).await;
@@ -247,6 +259,42 @@ async fn understand(driver: &Driver, link: &Arc<Link>, error: LinkError) -> Unat
 async fn refused(driver: &mut Driver, reason: FailureReason, message: &str) -> Result<(), DriveError> {
     resume::back_to_sleep(driver, message).await?;
     driver.end_with_tail(None, reason, message).await
+}
+
+/// How the sending of what was read of a log ended.
+enum Drained {
+    /// GitLab has all of it.
+    Whole,
+    /// GitLab wants no more of this job.
+    Unwanted,
+    /// GitLab wants some of it again.
+    Reread,
+}
+
+/// Sends what was read of a log of which no more can come.
+async fn drain(driver: &mut Driver, trace: &mut Trace) -> Drained {
+    while !trace.is_drained() {
+        let look_at = driver.conversation.speak(trace, true);
+        tokio::select! {
+            answer = driver.conversation.answer() => match driver.conversation.take_in(answer, trace) {
+                Heard::Wish(Wish::Abort) => return Drained::Unwanted,
+                // Too late to stop anything.
+                Heard::Wish(Wish::GoOn | Wish::CancelGracefully) => {}
+                Heard::Reread => return Drained::Reread,
+            },
+            () = until(look_at) => {}
+        }
+    }
+    // What came while GitLab was slow was let go, and is read again.
+    if trace.reread_from().is_some() { Drained::Reread } else { Drained::Whole }
+}
+
+/// The process that ran the job is gone and its host takes no last words, since its disk is full or fails: GitLab has
+/// what there is of the log, and gets the last words from us.
+async fn speak_for(driver: &mut Driver, error: &LinkError) -> Result<(), DriveError> {
+    let message = format!("the supervisor that ran the job is gone, and its host cannot tell more: {error}");
+    resume::back_to_sleep(driver, &message).await?;
+    driver.end_with_tail(None, FailureReason::RunnerSystemFailure, &message).await
 }
 
 /// The host was away for longer than the grace: GitLab is told, what is there is swept when it returns.

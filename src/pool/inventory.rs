@@ -4,7 +4,7 @@
 //! what sleeps by its object but not on its host, and feeds the sweep of leftovers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -35,8 +35,8 @@ pub struct Inventories {
 
 #[derive(Default)]
 struct Inventory {
-    /// The link that was asked: a new one is asked at once.
-    link: usize,
+    /// The link that was asked: a new one is asked at once. Weak, and still no later one has its address.
+    link: Weak<Link>,
     asked_at: Option<Instant>,
     words: Option<BTreeMap<String, HostWord>>,
     /// When unknown environments were first seen. Forgotten at a take-over, which only makes a removal later.
@@ -67,10 +67,10 @@ impl Inventories {
     fn is_due(&self, host: &str, link: &Arc<Link>, interval: Duration) -> bool {
         let mut by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
         let inventory = by_host.entry(host.to_owned()).or_default();
-        let identity = Arc::as_ptr(link) as usize;
-        let due = inventory.link != identity || inventory.asked_at.is_none_or(|at| at.elapsed() >= interval);
+        let is_asked = inventory.link.ptr_eq(&Arc::downgrade(link));
+        let due = !is_asked || inventory.asked_at.is_none_or(|at| at.elapsed() >= interval);
         if due {
-            inventory.link = identity;
+            inventory.link = Arc::downgrade(link);
             inventory.asked_at = Some(Instant::now());
         }
         due

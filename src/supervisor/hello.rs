@@ -1,4 +1,5 @@
-//! `hello`: claims the host and says what it is and what it lacks. What it can do is found out by trying.
+//! `hello`: claims the host and says what it is and what it lacks. What it can do is found out by trying. Files of a
+//! format that is not known here are a refusal.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -25,6 +26,7 @@ pub fn hello(state: &StateFolder, pool: &str, pool_uid: &str, epoch: u64) -> Res
         let _lock = state.lock().or_refuse("failed to lock the state folder")?;
         claim::admit(state, Caller { pool_uid: Some(pool_uid), pool: Some(pool), epoch })?
     };
+    check_formats(state)?;
     let system = rustix::system::uname();
     let (cgroup, counts_processes) = tree::support();
     Ok(Hello {
@@ -40,6 +42,15 @@ pub fn hello(state: &StateFolder, pool: &str, pool_uid: &str, epoch: u64) -> Res
         missing_programs: missing_programs(),
         claim,
     })
+}
+
+/// What this supervisor cannot read it must not work beside: a slot that seems free may not be.
+fn check_formats(state: &StateFolder) -> Result<(), Refusal> {
+    let attempt = "failed to read what is on the host";
+    for folder in state.all_environments().or_refuse(attempt)? {
+        folder.read().or_refuse(attempt)?;
+    }
+    Ok(())
 }
 
 fn missing_programs() -> Vec<String> {

@@ -1,6 +1,9 @@
 //! What scripts print: anything, as GitLab must get it, and never a masked value.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
 use crate::testbed::gitlab::{JobSpec, JobState};
 use crate::testbed::stage::{Setting, Stage};
@@ -56,5 +59,70 @@ async fn a_masked_value_never_reaches_gitlab_however_it_is_printed() -> Result<(
     for text in [lease, events, stage.operator_log()] {
         ensure!(!text.contains(secret) && !text.contains(&masked.token), "{text}");
     }
+    traces::end(stage).await
+}
+
+/// What is printed in a line, besides its number.
+const PADDING: usize = 990;
+
+/// How long a hundred megabytes may take on a busy machine, through a debug build.
+const FLOOD: Duration = Duration::from_secs(240);
+
+/// A command that prints so many lines of a thousand bytes, as fast as it can.
+fn flood(lines: usize) -> String {
+    let awk = format!(
+        "BEGIN {{ for (i = 0; i < {PADDING}; i++) p = p \"x\"; for (i = 1; i <= {lines}; i++) printf \"%09d %s\\n\", i, p }}"
+    );
+    format!("awk '{awk}'")
+}
+
+/// A job whose lines stand in the log as they were printed.
+fn plain(name: &str) -> JobSpec {
+    JobSpec::new(name).variable("FF_TIMESTAMPS", "false")
+}
+
+/// The greatest memory a process has had so far, in KiB.
+fn peak(status: &str) -> Result<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim_end_matches("kB").trim().parse()?)
+}
+
+#[tokio::test]
+async fn a_hundred_megabytes_arrive_byte_by_byte_and_rest_in_nobodys_memory() -> Result<()> {
+    let pool = json!({ "outputLimit": 200 * 1024 });
+    let stage = Stage::start("flood", Setting { pool, ..Setting::default() }).await?;
+    let lines = 100_000;
+    // One of the processes: the supervisor's own, which is over with the job.
+    let spec = plain("flood")
+        .log_limit(1 << 30)
+        .script([flood(lines), "grep VmHWM /proc/$(pgrep -f '[/]proc/self/exe run')/status".to_owned()]);
+    let operator = format!("/proc/{}/status", stage.operator()?.pid().context("it has ended")?);
+    let before = peak(&std::fs::read_to_string(&operator)?)?;
+    let id = stage.gitlab.enqueue(spec);
+    let over = stage.gitlab.wait_until_over(id, FLOOD).await.with_context(|| stage.operator_log())?;
+    ensure!(over.state == JobState::Success, "{:?} after {} bytes", over.failure_reason, over.log.len());
+    let text = over.log_text();
+    let mut printed = text.lines().filter(|line| line.len() == PADDING + 10);
+    let whole =
+        (1..=lines).all(|n| printed.next().is_some_and(|line| line.starts_with(&format!("{n:09} x"))));
+    ensure!(whole && printed.next().is_none(), "the log of {} bytes is not what was printed", over.log.len());
+
+    let supervisor = peak(&text)?;
+    let grown = peak(&std::fs::read_to_string(&operator)?)?.saturating_sub(before);
+    // A hundredth of what went through is more than its buffers; a debug build of the operator has larger ones.
+    ensure!(supervisor < 32 * 1024, "the supervisor took {supervisor} KiB");
+    ensure!(grown < 48 * 1024, "the operator grew by {grown} KiB from {before}");
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_log_ends_at_the_pools_limit_with_a_word_and_the_job_goes_on() -> Result<()> {
+    let pool = json!({ "outputLimit": 64 });
+    let stage = Stage::start("limit", Setting { pool, ..Setting::default() }).await?;
+    let cut = stage.run(plain("cut").script([flood(5000), "exit 6".to_owned()])).await?;
+    ensure!((cut.state, cut.exit_code) == (JobState::Failed, Some(6)), "{}", cut.log.len());
+    ensure!(cut.log.len() < 66 * 1024 && cut.log.len() > 64 * 1024, "{} bytes", cut.log.len());
+    ensure!(cut.log_contains("The log is full at 65536 bytes"), "{}", told(&cut));
+    ensure!(cut.log_text().trim_end().ends_with("exit code 6\u{1b}[0;m"), "{}", told(&cut));
     traces::end(stage).await
 }

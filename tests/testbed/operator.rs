@@ -13,6 +13,9 @@ use super::process::Server;
 use super::tools;
 use super::wait::until;
 
+/// The variable that names the folder with the supervisors an operator puts on hosts.
+pub const SUPERVISOR_DIR: &str = "DORMOUSE_SUPERVISOR_DIR";
+
 /// How long an operator may take to be ready.
 const READY: Duration = Duration::from_secs(30);
 
@@ -42,11 +45,13 @@ impl Operator {
             format!("--watch-namespace={namespace}"), // empty: all namespaces
             format!("--identity={name}"),
             format!("--admin-address={admin}"),
-            format!("--supervisor-dir={}", supervisors.display()),
             "--log-format=pretty".to_owned(),
             format!("--log={}", std::env::var("DORMOUSE_TEST_LOG").unwrap_or_else(|_| "info".to_owned())),
         ];
-        Ok(Self { server: Server::new(name, Path::new("/usr/bin/env"), args, logs), admin })
+        let operator = Self { server: Server::new(name, Path::new("/usr/bin/env"), args, logs), admin };
+        // A variable, so that a test can put other supervisors in their place.
+        operator.set_variable(SUPERVISOR_DIR, Some(&supervisors.display().to_string()));
+        Ok(operator)
     }
 
     /// Sets a variable of its environment from its next start on, for instance `DORMOUSE_CLOCK_OFFSET_SECONDS`;

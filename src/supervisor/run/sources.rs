@@ -97,15 +97,20 @@ pub fn script(
     match strategy {
         Strategy::None if out.is_empty() && !has_hook(job, "post_get_sources_script") => return None,
         Strategy::None => {}
-        Strategy::Empty => out.push_str(&format!("rm -rf {folder}\nmkdir -p {folder}\n")),
+        Strategy::Empty => out.push_str(&format!("{}mkdir -p {folder}\n", removal(&folder))),
         Strategy::Clone => {
-            out.push_str(&format!("rm -rf {folder}\n"));
+            out.push_str(&removal(&folder));
             fetch(&mut out, job, variables, &folder);
         }
         Strategy::Fetch => fetch(&mut out, job, variables, &folder),
     }
     hook(&mut out, job, "post_get_sources_script");
     Some(out)
+}
+
+/// Removes a folder, also where the last job has left folders that may not be written to.
+fn removal(folder: &str) -> String {
+    format!("rm -rf {folder} 2>/dev/null || {{ chmod -R u+rwX {folder}; rm -rf {folder}; }}\n")
 }
 
 fn has_hook(job: &JobPayload, name: &str) -> bool {
@@ -134,7 +139,9 @@ fn fetch(out: &mut String, job: &JobPayload, variables: &JobVariables, folder: &
     } else {
         out.push_str(&format!("echo {}\n", quote(&green("Fetching changes..."))));
     }
-    out.push_str(&format!("mkdir -p {folder}\ncd {folder}\n"));
+    // What the last job has made read-only is opened and tried once more.
+    out.push_str(&format!("__dormouse_try() {{ \"$@\" || {{ chmod -R u+rwX {folder}; \"$@\"; }}; }}\n"));
+    out.push_str(&format!("mkdir -p {folder}\n[[ -w {folder} ]] || chmod -R u+rwX {folder}\ncd {folder}\n"));
     out.push_str(
         "if [[ -d .git ]]; then\n\
          rm -f .git/index.lock .git/shallow.lock .git/HEAD.lock .git/config.lock .git/packed-refs.lock\n\
@@ -171,10 +178,10 @@ fn checkout(out: &mut String, job: &JobPayload, variables: &JobVariables) {
     let short: String = git.sha.chars().take(8).collect();
     let line = green(&format!("Checking out {short} as detached HEAD (ref {})...", git.ref_name));
     out.push_str(&format!("echo {}\n", quote(&line)));
-    out.push_str(&format!("git checkout --force --quiet --detach {}\n", quote(&git.sha)));
+    out.push_str(&format!("__dormouse_try git checkout --force --quiet --detach {}\n", quote(&git.sha)));
     match variables.setting("GIT_CLEAN_FLAGS").unwrap_or("-ffdx") {
         "none" => {}
-        flags => out.push_str(&format!("git clean {}\n", words(flags))),
+        flags => out.push_str(&format!("__dormouse_try git clean {}\n", words(flags))),
     }
 }
 
