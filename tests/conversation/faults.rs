@@ -5,15 +5,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::{count, ensure_whole};
+use super::{count, ensure_whole, roomy};
 use crate::testbed::gitlab::{Action, Commit, Fault, JobId, JobSpec, JobState, Options, Target};
 use crate::testbed::stage::{SOON, Setting, Stage};
 use crate::testbed::wait::until;
-
-/// One host with room for all jobs of a test at once.
-fn roomy() -> Setting {
-    Setting::pool(json!({ "capacityPerInstance": 12, "isolation": "Shared", "concurrency": 12 }))
-}
 
 #[tokio::test]
 async fn no_single_fault_costs_a_byte_of_the_log_or_the_result() -> Result<()> {
@@ -112,25 +107,6 @@ async fn a_hand_out_whose_answer_is_lost_is_run_when_gitlab_hands_it_out_again()
     let job = stage.until_over(again).await?;
     ensure!((job.state, job.exit_code) == (JobState::Failed, Some(3)), "{}", job.log_text());
     ensure_whole(&job, 40)?;
-    stage.end().await
-}
-
-#[tokio::test]
-async fn a_job_that_gitlab_has_forgotten_is_stopped_and_its_slot_used_again() -> Result<()> {
-    let stage = Stage::start("forgotten", Setting::pool(json!({}))).await?;
-    let script = ["echo pid=$$", "while true; do echo still here; sleep 0.1; done"];
-    let id = stage.gitlab.enqueue(JobSpec::new("endless").script(script));
-    stage.until_log(id, "still here").await?;
-    stage.gitlab.forget(id);
-    let lease = stage.lease_over(id).await?;
-    ensure!(lease["status"]["phase"] == "Reported", "{lease:#}");
-    let job = stage.run(count("next")).await?;
-    ensure!(job.exit_code == Some(3), "{}", job.log_text());
-    until("nothing of the job runs any more", SOON, async || {
-        let left = stage.hosts[0].ssh("pgrep -f 'still her[e]'").await?;
-        Ok(left.stdout.is_empty().then_some(()))
-    })
-    .await?;
     stage.end().await
 }
 

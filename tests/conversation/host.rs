@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::{count, ensure_whole};
-use crate::testbed::gitlab::{JobSpec, JobState};
+use crate::testbed::gitlab::{Action, Fault, JobSpec, JobState, Target};
 use crate::testbed::hosts::Line;
 use crate::testbed::stage::{SOON, Setting, Stage};
 use crate::testbed::wait::until;
@@ -62,6 +62,28 @@ async fn a_cut_that_is_longer_than_the_grace_fails_the_job_and_the_slot_is_used_
         Ok((left.stdout.is_empty() && !is_there).then_some(()))
     })
     .await?;
+    stage.end().await
+}
+
+#[tokio::test]
+async fn the_last_words_about_a_lost_host_are_whole_where_an_answer_was_lost_before() -> Result<()> {
+    let stage = Stage::start("lostanswer", Setting::pool(json!({ "connectionGrace": "3s" }))).await?;
+    let script = ["echo line 1", "while [ ! -e /tmp/go ]; do sleep 0.05; done", "echo line 2", "sleep 6543"];
+    let id = stage.gitlab.enqueue(JobSpec::new("lost").script(script));
+    stage.until_log(id, "line 1").await?;
+    // GitLab has the second line, and the operator cannot know it.
+    stage.gitlab.inject(Fault::on(Target::Trace, Action::CutAfterHandling).job(id).once());
+    let silent = stage.gitlab.inject(Fault::refuse(Target::Trace, 500).job(id));
+    stage.touch("/tmp/go").await?;
+    stage.until_log(id, "line 2").await?;
+    stage.hosts[0].cut(Line::Refused).await?;
+    stage.until_event("InstanceLost").await?;
+    stage.gitlab.remove_fault(silent);
+    let job = stage.until_over(id).await?;
+    ensure_whole(&job, 2)?;
+    let words = "ERROR: Job failed (system failure): instance alder has not been reachable for 3 s";
+    ensure!(job.log_text().matches(words).count() == 1, "{}", job.log_text());
+    stage.hosts[0].heal().await?;
     stage.end().await
 }
 

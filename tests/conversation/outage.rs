@@ -1,19 +1,114 @@
 //! GitLab is away for a while.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::{count, ensure_whole};
-use crate::testbed::gitlab::{JobSpec, JobState};
+use super::{
+    count, ensure_numbered, ensure_told_once, ensure_whole, reported, roomy, until_file, until_hit,
+    until_over_after,
+};
+use crate::testbed::gitlab::{Fault, JobSpec, JobState, Target};
 use crate::testbed::stage::{POOL, SOON, Setting, Stage};
 use crate::testbed::wait::until;
 
-/// Waits until a file is on the host.
-async fn until_file(stage: &Stage, path: &str) -> Result<()> {
-    until(&format!("{path} is on the host"), SOON, async || {
-        Ok(stage.hosts[0].ssh(&format!("test -e {path}")).await?.status.success().then_some(()))
+/// How long the long outage lasts: `DORMOUSE_OUTAGE_SECONDS`, or 40 s.
+fn outage() -> Duration {
+    let given = std::env::var("DORMOUSE_OUTAGE_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(given.unwrap_or(40))
+}
+
+/// A job of numbered lines, each with so many more characters, that ends with exit code 3.
+fn chatty(name: &str, lines: u32, more: usize) -> JobSpec {
+    let padding = "x".repeat(more);
+    JobSpec::new(name).script([
+        format!("for i in $(seq 1 {lines}); do echo {padding} line $i; done"),
+        format!("touch /tmp/{name}-counted; while [ ! -e /tmp/{name}-go ]; do sleep 0.05; done"),
+        "exit 3".to_owned(),
+    ])
+}
+
+#[tokio::test]
+async fn a_long_outage_costs_no_byte_and_no_result() -> Result<()> {
+    let stage = Stage::start("longaway", roomy()).await?;
+    let lines = u32::try_from(outage().as_secs()).unwrap_or(u32::MAX) * 10 + 100;
+    let count = format!("for i in $(seq 1 {lines}); do echo line $i; sleep 0.1; done");
+    // One runs on beyond the outage, at its own pace.
+    let steady = stage.gitlab.enqueue(JobSpec::new("steady").script([&count, "exit 3"]));
+    stage.until_log(steady, "line 10").await?;
+    // One ends in it, with more log than is held for it, and its environment is put to sleep.
+    let ends = chatty("ends", 20_000, 100).suspendable().suspend_on_failure();
+    let began = Instant::now();
+    let ends = {
+        let id = stage.gitlab.enqueue(ends);
+        stage.until_log(id, "line 1").await?;
+        stage.gitlab.down().await?;
+        id
+    };
+    until_file(&stage, "/tmp/ends-counted").await?;
+    stage.touch("/tmp/ends-go").await?;
+    until("the environment sleeps", SOON, async || {
+        let known = stage.list("suspendedenvironments").await?;
+        Ok(known.iter().any(|known| known["status"]["phase"] == "Suspended").then_some(()))
     })
     .await
+    .with_context(|| stage.operator_log())?;
+    let lease = format!("{POOL}-{ends}");
+    let what = "it says that GitLab does not answer";
+    let lease =
+        stage.until_object("joblease", &lease, what, |lease| reported(lease).0 == "GitLabNotAnswering");
+    let lease = lease.await?;
+    ensure!(lease["status"]["phase"] == "Finalizing" && lease["status"]["exitCode"] == 3, "{lease:#}");
+    let (_, message) = reported(&lease);
+    ensure!(message.starts_with("GitLab has not taken the job's end since 20"), "{message}");
+    ensure!(message.contains("cannot reach GitLab: "), "{message}");
+    until("the outage has lasted", outage() + SOON, async || Ok((began.elapsed() >= outage()).then_some(())))
+        .await?;
+    stage.gitlab.up()?;
+    let job = until_over_after(&stage, ends, SOON).await?;
+    ensure_told_once(&job)?;
+    ensure_numbered(&job, 20_000)?;
+    ensure!(job.environment_key.is_some(), "{job:?}");
+    let lease = stage.lease_over(ends).await?;
+    ensure!(reported(&lease).0 == "Reported", "{lease:#}");
+    let events = stage.list("events.v1.events.k8s.io").await?;
+    let told: Vec<_> = events.iter().filter(|event| event["reason"] == "GitLabNotAnswering").collect();
+    ensure!(told.len() == 1 && told[0]["series"].is_null(), "{told:#?}");
+    let job = until_over_after(&stage, steady, outage()).await?;
+    ensure_told_once(&job)?;
+    ensure_numbered(&job, lines)?;
+    stage.end().await
+}
+
+#[tokio::test]
+async fn a_gitlab_that_answers_with_errors_for_a_while_gets_everything_afterwards() -> Result<()> {
+    let stage = Stage::start("errors", roomy()).await?;
+    let loud = stage.gitlab.enqueue(chatty("loud", 20_000, 100));
+    let quiet = stage.gitlab.enqueue(chatty("quiet", 40, 0));
+    for id in [loud, quiet] {
+        stage.until_log(id, "line 1").await?;
+    }
+    let fault = stage.gitlab.inject(Fault::refuse(Target::Any, 502));
+    until_hit(&stage, fault).await?;
+    for name in ["loud", "quiet"] {
+        until_file(&stage, &format!("/tmp/{name}-counted")).await?;
+        stage.touch(&format!("/tmp/{name}-go")).await?;
+    }
+    for id in [loud, quiet] {
+        let lease = format!("{POOL}-{id}");
+        let what = "it says what GitLab answers";
+        stage.until_object("joblease", &lease, what, |lease| reported(lease).1.contains("502")).await?;
+    }
+    let while_away = stage.gitlab.fault_hits(fault);
+    ensure!(while_away < 200, "GitLab was asked {while_away} times while it could not answer");
+    stage.gitlab.remove_fault(fault);
+    for (id, lines) in [(loud, 20_000), (quiet, 40)] {
+        let job = until_over_after(&stage, id, SOON).await?;
+        ensure_told_once(&job)?;
+        ensure_numbered(&job, lines)?;
+    }
+    stage.end().await
 }
 
 #[tokio::test]
