@@ -7,12 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use russh::client::{self, Handle};
+use russh::client;
+use russh::client::Msg;
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
-use russh::{Channel, ChannelMsg, client::Msg};
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::trust::{self, Expected, TrustError};
+use crate::bounds::Bound;
 
 /// A silent peer is asked for a sign of life this often; after three without an answer it is gone.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -41,6 +44,8 @@ pub struct Target {
     pub key: Arc<PrivateKey>,
     /// A host to connect through.
     pub jump: Option<Box<Target>>,
+    /// How many connections are made at a time.
+    pub dials: Bound,
 }
 
 impl std::fmt::Debug for Target {
@@ -104,12 +109,14 @@ pub struct Connection {
     config: Arc<client::Config>,
     /// Open connections; the first is the oldest. Locked for lines only.
     handles: Mutex<Vec<Arc<Session>>>,
+    /// Held while one more connection is made: commands that find all full together need one more, not one each.
+    growing: tokio::sync::Mutex<()>,
     /// The key the host showed at the first connection.
     pub host_key: PublicKey,
 }
 
 struct Session {
-    handle: Handle<KeyCheck>,
+    handle: client::Handle<KeyCheck>,
     /// The connection to the jump host must outlive the one that runs through it.
     _jump: Option<Box<Session>>,
 }
@@ -167,10 +174,16 @@ impl Connection {
             nodelay: true,
             ..client::Config::default()
         });
-        let (session, host_key) = dial(&target, &config).await?;
+        let (session, host_key) = connect(&target, &config).await?;
         // A first use is one connection: every further one to the host must find the same key.
         target.expected = Expected::Key(host_key.clone());
-        Ok(Self { target, config, handles: Mutex::new(vec![Arc::new(session)]), host_key })
+        Ok(Self {
+            target,
+            config,
+            handles: Mutex::new(vec![Arc::new(session)]),
+            growing: tokio::sync::Mutex::new(()),
+            host_key,
+        })
     }
 
     /// Whether the oldest connection is gone.
@@ -206,14 +219,40 @@ impl Connection {
             channel.data_bytes(stdin).await.map_err(lost)?;
         }
         channel.eof().await.map_err(lost)?;
-        Ok(Stream { channel, exit_code: None, stderr: Vec::new() })
+        let (read, write) = channel.split();
+        Ok(Stream { read, write: Some(write), exit_code: None, stderr: Vec::new() })
     }
 
     async fn channel(&self) -> Result<Channel<Msg>, SshError> {
-        let sessions = self.sessions();
-        for session in &sessions {
+        if let Some(channel) = self.channel_on(&self.sessions()).await? {
+            return Ok(channel);
+        }
+        let known = self.sessions();
+        let _growing = self.growing.lock().await;
+        // Another command may have made a connection meanwhile, with room on it.
+        let mut fresh = self.sessions();
+        fresh.retain(|session| !known.iter().any(|known| Arc::ptr_eq(known, session)));
+        if let Some(channel) = self.channel_on(&fresh).await? {
+            return Ok(channel);
+        }
+        if self.sessions().len() >= MAX_CONNECTIONS {
+            return Err(SshError::NoMoreSessions);
+        }
+        let (session, _) = connect(&self.target, &self.config).await?;
+        let session = Arc::new(session);
+        let channel = session.handle.channel_open_session().await.map_err(|error| match error {
+            russh::Error::ChannelOpenFailure(_) => SshError::NoMoreSessions,
+            other => lost(other),
+        })?;
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+        Ok(channel)
+    }
+
+    /// A channel on the first of some connections that has room for it.
+    async fn channel_on(&self, sessions: &[Arc<Session>]) -> Result<Option<Channel<Msg>>, SshError> {
+        for session in sessions {
             match timeout(self.target.dial_timeout, session.handle.channel_open_session()).await {
-                Ok(Ok(channel)) => return Ok(channel),
+                Ok(Ok(channel)) => return Ok(Some(channel)),
                 // The server has as many sessions on this connection as it allows: try the next one.
                 Ok(Err(russh::Error::ChannelOpenFailure(_))) => {}
                 Ok(Err(_)) | Err(_) => {
@@ -224,17 +263,7 @@ impl Connection {
                 }
             }
         }
-        if sessions.len() >= MAX_CONNECTIONS {
-            return Err(SshError::NoMoreSessions);
-        }
-        let (session, _) = dial(&self.target, &self.config).await?;
-        let session = Arc::new(session);
-        let channel = session.handle.channel_open_session().await.map_err(|error| match error {
-            russh::Error::ChannelOpenFailure(_) => SshError::NoMoreSessions,
-            other => lost(other),
-        })?;
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner).push(session);
-        Ok(channel)
+        Ok(None)
     }
 
     fn sessions(&self) -> Vec<Arc<Session>> {
@@ -247,9 +276,11 @@ impl Connection {
     }
 }
 
-/// The output of a running command.
+/// The output of a running command. Dropping it closes its channel, so that the host has the session back.
 pub struct Stream {
-    channel: Channel<Msg>,
+    read: ChannelReadHalf,
+    /// Taken when it is closed.
+    write: Option<ChannelWriteHalf<Msg>>,
     /// The exit code, once the command has ended and the server said so.
     pub exit_code: Option<u32>,
     stderr: Vec<u8>,
@@ -262,7 +293,7 @@ impl Stream {
     /// The next bytes of standard output, or `None` at the end of the channel.
     pub async fn next(&mut self) -> Option<Bytes> {
         // Exit status, end of file and close come in any order; only the end of messages is the end.
-        while let Some(message) = self.channel.wait().await {
+        while let Some(message) = self.read.wait().await {
             match message {
                 ChannelMsg::Data { data } => return Some(data),
                 ChannelMsg::ExtendedData { data, .. } => {
@@ -273,6 +304,7 @@ impl Stream {
                 _ => {}
             }
         }
+        self.write = None;
         None
     }
 
@@ -282,11 +314,29 @@ impl Stream {
     }
 }
 
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // Without a runtime the process is at its end, and its connections with it.
+        if let (Some(write), Ok(runtime)) = (self.write.take(), Handle::try_current()) {
+            runtime.spawn(async move {
+                // A connection that is gone has no channel to close.
+                let _ = write.close().await;
+            });
+        }
+    }
+}
+
 fn lost(error: russh::Error) -> SshError {
     match error {
         russh::Error::Disconnect | russh::Error::SendError | russh::Error::HUP => SshError::Lost,
         other => SshError::Protocol(other),
     }
+}
+
+/// Dials when it is its turn.
+async fn connect(target: &Target, config: &Arc<client::Config>) -> Result<(Session, PublicKey), SshError> {
+    let _place = target.dials.enter().await;
+    dial(target, config).await
 }
 
 async fn dial(target: &Target, config: &Arc<client::Config>) -> Result<(Session, PublicKey), SshError> {
@@ -335,7 +385,7 @@ async fn dial(target: &Target, config: &Arc<client::Config>) -> Result<(Session,
     Ok((Session { handle, _jump: jump }, key))
 }
 
-async fn log_in(handle: &mut Handle<KeyCheck>, target: &Target) -> Result<(), SshError> {
+async fn log_in(handle: &mut client::Handle<KeyCheck>, target: &Target) -> Result<(), SshError> {
     let hash = handle.best_supported_rsa_hash().await.map_err(lost)?.flatten();
     let key = PrivateKeyWithHashAlg::new(Arc::clone(&target.key), hash);
     let result = handle.authenticate_publickey(target.username.clone(), key).await.map_err(lost)?;

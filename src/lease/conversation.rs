@@ -155,7 +155,7 @@ impl Conversation {
                 Wish::Abort => Waiting::Gone,
             },
             // A server without two-phase commit counts the job as running since its hand-out: keep it alive so.
-            UpdateAnswer::Refused => match self.update(&JobUpdate::Running).await {
+            UpdateAnswer::Refused => match self.update(&JobUpdate::Alive).await {
                 UpdateAnswer::Ok(JobStatus { wish: Wish::GoOn, .. }) => Waiting::Legacy,
                 UpdateAnswer::Ok(JobStatus { wish: Wish::CancelGracefully, .. }) => Waiting::Canceled,
                 UpdateAnswer::Ok(JobStatus { wish: Wish::Abort, .. })
@@ -199,7 +199,7 @@ impl Conversation {
     /// A sign of life of a silent job.
     pub async fn touch(&mut self) -> Wish {
         self.spoke_at = Instant::now();
-        match self.update(&JobUpdate::Running).await {
+        match self.update(&JobUpdate::Alive).await {
             UpdateAnswer::Ok(status) => {
                 self.heed(status);
                 status.wish

@@ -51,7 +51,7 @@ pub async fn stream(
     attached: &mut Attached,
     streaming: &mut Streaming,
 ) -> Result<Streamed, DriveError> {
-    let mut turns = driver.held.turns();
+    let mut turns = driver.held.signal(&kube::ResourceExt::name_any(driver.lease.as_ref()));
     let mut sealed: Option<JobRecord> = None;
     loop {
         // The first bytes go at once, later ones at the server's interval; the end of the log at once again.
