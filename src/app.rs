@@ -10,12 +10,12 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::runtime::watcher;
 use kube::{Api, Client, Config, ResourceExt};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Gates};
 use crate::api::{JobLease, RunnerPool, SuspendedEnvironment, labels};
+use crate::bounds::Bounds;
 use crate::clock;
 use crate::host::install::Supervisors;
 use crate::kube_ext::cache::Cache;
@@ -60,40 +60,12 @@ pub struct Shared {
     pub events: Events,
     /// Metrics.
     pub metrics: Metrics,
+    /// How much is done at a time.
+    pub bounds: Bounds,
     /// Supervisors to install.
     pub supervisors: Supervisors,
     /// This process: the replica's name and a uuid of its own, so that a restarted replica is another holder.
     pub identity: String,
-}
-
-impl Shared {
-    /// A signal that moves with every change of any of our objects.
-    pub fn changes(&self) -> Changes {
-        Changes {
-            pools: self.pools.cache.changes(),
-            leases: self.leases.cache.changes(),
-            environments: self.environments.cache.changes(),
-        }
-    }
-}
-
-/// See [`Shared::changes`].
-pub struct Changes {
-    pools: watch::Receiver<u64>,
-    leases: watch::Receiver<u64>,
-    environments: watch::Receiver<u64>,
-}
-
-impl Changes {
-    /// Waits for the next change.
-    pub async fn changed(&mut self) {
-        // The senders live in the caches for as long as the process: waiting cannot fail.
-        tokio::select! {
-            _ = self.pools.changed() => {}
-            _ = self.leases.changed() => {}
-            _ = self.environments.changed() => {}
-        }
-    }
 }
 
 /// How long requests that are under way at SIGTERM may still take: an open job request may bring a job, whose lease
@@ -120,15 +92,25 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let process = rand::random::<u64>();
     let identity = format!("{}_{process:016x}", options.identity);
     let watched = options.watch_namespace.as_deref();
+    let bounds = Bounds::new(&metrics);
+    let leases = Cache::grouped(|lease: &JobLease| Some(&lease.spec.pool_uid));
+    let environments = Cache::grouped(|known: &SuspendedEnvironment| Some(&known.spec.pool_uid));
     let shared = Shared {
-        pools: Store::new(client.clone(), Cache::default(), metrics.clone(), "RunnerPool"),
-        leases: Store::new(client.clone(), Cache::default(), metrics.clone(), "JobLease"),
-        environments: Store::new(client.clone(), Cache::default(), metrics.clone(), "SuspendedEnvironment"),
+        pools: Store::new(client.clone(), Cache::default(), metrics.clone(), &bounds, "RunnerPool"),
+        leases: Store::new(client.clone(), leases, metrics.clone(), &bounds, "JobLease"),
+        environments: Store::new(
+            client.clone(),
+            environments,
+            metrics.clone(),
+            &bounds,
+            "SuspendedEnvironment",
+        ),
         claims: Cache::default(),
         roster: Roster::new(client.clone(), &namespace, watched, &identity, process),
         events: Events::new(client.clone(), &identity),
         client,
         metrics,
+        bounds,
         supervisors,
         identity,
     };

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use kube::ResourceExt;
 
 use crate::api::SuspendedEnvironment;
@@ -14,9 +13,11 @@ use crate::api::condition;
 use crate::api::suspended_environment::{Phase, SuspendedEnvironmentStatus, Tier};
 use crate::clock;
 use crate::deed::Point;
+use crate::host::keeper::HostState;
 use crate::host::link::JobPath;
 use crate::kube_ext::is_conflict;
-use crate::pool::Held;
+use crate::pool::book::Urgency;
+use crate::pool::{Held, Subject};
 use crate::telemetry::EnvironmentOutcome;
 
 pub mod check;
@@ -43,53 +44,83 @@ enum StepError {
     Away,
 }
 
-/// Looks at every environment of a pool and starts what is due; answers when the next becomes due by time.
-pub fn look(held: &Arc<Held>) -> Option<Timestamp> {
-    let mut next: Option<Timestamp> = None;
-    for environment in held.environments() {
+/// Looks at the environments that have changed or whose time has come, and lets those with something to be done wait
+/// for their step.
+pub fn look(held: &Held) {
+    let names = held.book(|book| book.environment_agenda.take(clock::now()));
+    held.shared.metrics.environments_looked_at(&held.name, names.len());
+    for name in names {
+        let Some(environment) = held.environment(&name) else { continue };
         let observed = observe(held, &environment);
-        // While a job is open in it, that job's task writes its status.
+        // While a job is open in it, that job's task writes its status; the end of its lease is news here.
         if observed.lease_is_open && environment.metadata.deletion_timestamp.is_none() {
             continue;
         }
         let plan = plan::plan(&observed);
-        next = [next, plan.look_again_at].into_iter().flatten().min();
-        let status = described(&observed, &plan);
-        if plan.action.is_none() && environment.status.as_ref() == Some(&status) {
+        let urgency = match plan.action {
+            Some(Action::Expire) => Some(Urgency::Due),
+            Some(_) => Some(Urgency::Needed),
+            None if !observed.is_settled() => None,
+            None => {
+                let is_said = environment.status.as_ref() == Some(&described(&observed, &plan));
+                (!is_said).then_some(Urgency::Told)
+            }
+        };
+        held.book(|book| {
+            book.environment_agenda.at(&name, plan.look_again_at);
+            if let Some(urgency) = urgency {
+                book.add_step(&name, urgency);
+            }
+        });
+        if urgency.is_some() {
+            held.steps_due.notify_one();
+        }
+    }
+}
+
+/// Does the steps that wait, the most urgent first and only so many at a time, for as long as the pool is held.
+pub async fn work(held: Arc<Held>) {
+    loop {
+        if held.book(|book| book.steps()) == 0 {
+            held.steps_due.notified().await;
             continue;
         }
-        let Some(busy) = held.begin(environment.uid()) else { continue };
-        let held_by_task = Arc::clone(held);
+        let place = held.shared.bounds.environment_steps.enter().await;
+        let Some(name) = held.book(|book| book.next_step()) else { continue };
+        let Some(environment) = held.environment(&name) else { continue };
+        // One that has a step under way is looked at again after it.
+        let Some(mut busy) = held.begin(environment.uid(), Subject::Environment(name.clone())) else {
+            continue;
+        };
+        let held_by_task = Arc::clone(&held);
         held.spawn(async move {
             if let Err(error) = step(&held_by_task, &environment).await {
-                let name = environment.name_any();
                 tracing::warn!(environment = name, %error, "a step for an environment was not done yet");
-                tokio::time::sleep(RETRY).await;
+                busy.again_after(RETRY);
             }
-            drop(busy);
-            held_by_task.wake();
+            drop(place);
         });
     }
-    next
 }
 
 /// Everything a plan for an environment looks at.
 pub fn observe<'a>(held: &Held, environment: &'a SuspendedEnvironment) -> Observed<'a> {
     let origin = &environment.spec.origin;
     let id = &environment.spec.environment_id;
-    let instance = match held.hosts.watch(&origin.instance) {
-        None if held.settings().is_none() => InstanceState::Unreachable,
+    let instance = match held.hosts.watch(&origin.instance).map(|state| state.borrow().clone()) {
+        None if held.settings().is_none() => InstanceState::Unknown,
         None => InstanceState::Removed,
-        Some(state) if state.borrow().link().is_some() => InstanceState::Reachable,
+        Some(HostState::Connecting) => InstanceState::Unknown,
+        Some(state) if state.link().is_some() => InstanceState::Reachable,
         Some(_) => InstanceState::Unreachable,
     };
-    // The lease that made it, or one that is bound to it: together with the environment one owner of the slot.
-    let lease_is_open = held.leases().iter().any(|lease| {
+    // The lease that made it, or one that is bound to it: together with the environment one owner of the slot. Both
+    // carry its id.
+    let lease_is_open = held.leases_of(id).iter().any(|lease| {
         let is_bound =
             environment.bound_lease().is_some_and(|bound| Some(&bound.uid) == lease.uid().as_ref());
         let is_origin = lease.uid().as_ref() == Some(&origin.lease_uid);
-        lease.phase().is_open()
-            && (is_bound || is_origin || (lease.spec.environment_id == *id && lease.place().is_some()))
+        lease.phase().is_open() && (is_bound || is_origin || lease.place().is_some())
     });
     Observed {
         environment,

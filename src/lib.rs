@@ -14,6 +14,8 @@ pub mod admin;
 pub mod api;
 #[cfg(feature = "operator")]
 pub mod app;
+#[cfg(feature = "operator")]
+pub mod bounds;
 pub mod clock;
 #[cfg(feature = "operator")]
 pub mod deed;

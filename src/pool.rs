@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use serde_json::json;
 use tokio::time::Instant;
@@ -23,6 +24,8 @@ use crate::kube_ext::is_conflict;
 use crate::leader::Tenure;
 use crate::lease;
 
+pub mod agenda;
+pub mod book;
 pub mod held;
 pub mod hosts;
 pub mod intake;
@@ -33,7 +36,7 @@ pub mod status;
 
 use held::lock;
 
-pub use held::Held;
+pub use held::{Held, Subject};
 
 /// How often a held pool looks at everything although nothing seems to have changed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -48,9 +51,11 @@ const LOAD_LAG: Duration = Duration::from_secs(2);
 /// How soon settings that could not be used are read again.
 const SETTINGS_RETRY: Duration = Duration::from_secs(5);
 
-/// How long a lease is kept for people after its end, and how many of one pool at most.
+/// How long a lease is kept for people after its end, while there are not too many of the pool.
 const FINISHED_LEASE_TTL: Duration = Duration::from_secs(15 * 60);
-const FINISHED_LEASES_KEPT: usize = 100;
+
+/// The pause before a lease that could not be deleted is tried again.
+const LET_GO_RETRY: Duration = Duration::from_secs(2);
 
 /// Holds a pool until its tenure ends. Every task has ended then, but for the intake's open request: GitLab may have
 /// assigned a job already, so it is awaited by whoever gets it, and its job is made durable for the next holder.
@@ -59,8 +64,9 @@ pub async fn hold(shared: Shared, pool: Arc<RunnerPool>, tenure: Arc<Tenure>) ->
     tracing::info!(pool = held.name, epoch = held.epoch(), "the pool is held");
     held.spawn(refresh_settings(Arc::clone(&held)));
     held.spawn(lease::forget_payloads(Arc::clone(&held)));
+    held.spawn(environment::work(Arc::clone(&held)));
     let intake = tokio::spawn(intake::run(Arc::clone(&held)));
-    let mut changes = held.shared.changes();
+    let mut pools = held.shared.pools.cache.changes();
     let mut renewals = held.tenure.renewals();
     while !held.ended().is_cancelled() {
         renewals.borrow_and_update();
@@ -76,7 +82,10 @@ pub async fn hold(shared: Shared, pool: Arc<RunnerPool>, tenure: Arc<Tenure>) ->
         tokio::select! {
             () = tokio::time::sleep(look_again) => {}
             () = held.wake.notified() => {}
-            () = changes.changed() => {}
+            () = held.lease_feed.moved() => {}
+            () = held.environment_feed.moved() => {}
+            // The sender lives in the cache: waiting cannot fail.
+            _ = pools.changed() => {}
             // The sender lives in the tenure: waiting cannot fail.
             _ = renewals.changed() => {}
             () = held.ended().cancelled() => {}
@@ -89,21 +98,24 @@ pub async fn hold(shared: Shared, pool: Arc<RunnerPool>, tenure: Arc<Tenure>) ->
     intake
 }
 
-/// One look at everything; answers when to look again at the latest.
+/// One look at what has changed or become due; answers when to look again at the latest.
 async fn look(held: &Arc<Held>) -> Duration {
     let Some(pool) = held.pool() else { return LOOK_INTERVAL };
     if pool.metadata.deletion_timestamp.is_none() && !pool.finalizers().iter().any(|f| f == labels::FINALIZER)
     {
         add_finalizer(held, &pool).await;
     }
+    let began = Instant::now();
     if let Some(settings) = held.settings() {
         held.adjust_hosts(&pool, &settings);
     }
+    held.note_hosts();
+    // In order of urgency, which counts most when a pool has just been taken over: jobs, what is due, the rest.
     drive_leases(held);
     place(held);
+    environment::look(held);
     inventory::look(held);
-    let next = environment::look(held);
-    collect_finished(held);
+    held.shared.metrics.looked(&held.name, began.elapsed());
     let status_due = write_status(held).await.unwrap_or_else(|error| {
         tracing::warn!(pool = held.name, %error, "the pool's status was not written");
         None
@@ -111,24 +123,37 @@ async fn look(held: &Arc<Held>) -> Duration {
     if pool.metadata.deletion_timestamp.is_some() {
         delete(held, &pool).await;
     }
+    let next = held
+        .book(|book| [book.lease_agenda.next(), book.environment_agenda.next()].into_iter().flatten().min());
     let until_next =
         next.map(|at| Duration::try_from(at.duration_since(clock::now())).unwrap_or(Duration::ZERO));
     let soonest = until_next.into_iter().chain(status_due).min();
     soonest.map_or(LOOK_INTERVAL, |wait| wait.clamp(Duration::from_millis(20), LOOK_INTERVAL))
 }
 
-/// Starts a task for each open lease that has none: new ones, and those of earlier holders.
+/// Looks at the leases that have changed: an open one gets a task, unless it has one, be it new or an earlier holder's;
+/// one that was kept for people long enough is deleted.
 fn drive_leases(held: &Arc<Held>) {
-    for lease in held.leases() {
+    let now = clock::now();
+    for name in held.book(|book| book.lease_agenda.take(now)) {
+        let Some(lease) = held.lease(&name) else { continue };
         let is_over = !lease.phase().is_open();
-        let is_deleted = lease.metadata.deletion_timestamp.is_some();
-        if is_over && (!is_deleted || keeps_a_slot_closed(held, &lease)) {
+        // That its slot is clean, or the host no more the pool's, is news of it.
+        if is_over && keeps_a_slot_closed(held, &lease) {
             continue;
         }
-        if held.is_arriving(&lease.name_any()) {
+        if is_over && lease.metadata.deletion_timestamp.is_none() {
+            let kept_until = kept_until(&lease);
+            if kept_until > now && !held.book(|book| book.is_surplus(&name)) {
+                held.book(|book| book.lease_agenda.at(&name, Some(kept_until)));
+                continue;
+            }
+        }
+        if held.is_arriving(&name) {
+            // Its mark is dropped when it has arrived, and it is looked at again then.
             continue;
         }
-        let Some(busy) = held.begin(lease.uid()) else { continue };
+        let Some(mut busy) = held.begin(lease.uid(), Subject::Lease(name.clone())) else { continue };
         let held_by_task = Arc::clone(held);
         let span = tracing::info_span!(
             "job",
@@ -139,11 +164,11 @@ fn drive_leases(held: &Arc<Held>) {
         let task = async move {
             if is_over {
                 lease::let_go(&held_by_task, &lease).await;
+                busy.again_after(LET_GO_RETRY);
             } else {
                 lease::drive(&held_by_task, lease).await;
+                held_by_task.forget_signal(&name);
             }
-            drop(busy);
-            held_by_task.wake();
         };
         held.spawn(task.instrument(span));
     }
@@ -155,42 +180,23 @@ fn keeps_a_slot_closed(held: &Held, lease: &JobLease) -> bool {
     lease.quarantined_place().is_some_and(|(instance, _)| held.hosts.watch(instance).is_some())
 }
 
-/// Gives free slots to waiting leases. Their tasks find the reservation after this turn.
-fn place(held: &Held) {
-    let assignments = slots::assign(&held.view());
-    if !assignments.placed.is_empty() {
-        let mut reservations = lock(&held.reservations);
-        reservations.extend(assignments.placed);
-    }
-    if !assignments.waiting.is_empty() {
-        tracing::debug!(pool = held.name, waiting = ?assignments.waiting, "jobs wait for a slot");
-    }
+/// Until when a lease that is over is kept for people.
+fn kept_until(lease: &JobLease) -> Timestamp {
+    let ended_at = lease.status.as_ref().and_then(lease::ended_at).unwrap_or(lease.spec.accepted_at.0);
+    let kept = SignedDuration::try_from(FINISHED_LEASE_TTL).unwrap_or(SignedDuration::MAX);
+    ended_at.checked_add(kept).unwrap_or(Timestamp::MAX)
 }
 
-/// Deletes leases that have been over for a while.
-fn collect_finished(held: &Arc<Held>) {
-    let mut over: Vec<Arc<JobLease>> = held
-        .leases()
-        .into_iter()
-        .filter(|lease| !lease.phase().is_open() && lease.metadata.deletion_timestamp.is_none())
-        .collect();
-    over.sort_by_key(|lease| std::cmp::Reverse(lease.spec.accepted_at.0));
-    let now = clock::now();
-    for (index, lease) in over.into_iter().enumerate() {
-        let ended_at = lease.status.as_ref().and_then(lease::ended_at).unwrap_or(lease.spec.accepted_at.0);
-        let age = Duration::try_from(now.duration_since(ended_at)).unwrap_or(Duration::ZERO);
-        if index < FINISHED_LEASES_KEPT && age < FINISHED_LEASE_TTL {
-            continue;
+/// Gives free slots to waiting leases. Their tasks are told.
+fn place(held: &Held) {
+    let assignments = held.view(slots::assign);
+    for (name, slot) in assignments.placed {
+        if let Some(lease) = held.lease(&name) {
+            held.book(|book| book.reserve(&lease, slot));
         }
-        if keeps_a_slot_closed(held, &lease) {
-            continue;
-        }
-        let Some(busy) = held.begin(lease.uid()) else { continue };
-        let held_by_task = Arc::clone(held);
-        held.spawn(async move {
-            lease::let_go(&held_by_task, &lease).await;
-            drop(busy);
-        });
+    }
+    if assignments.waiting > 0 {
+        tracing::debug!(pool = held.name, waiting = assignments.waiting, "jobs wait for a slot");
     }
 }
 
@@ -333,25 +339,28 @@ async fn refresh_settings(held: Arc<Held>) {
 async fn write_status(held: &Held) -> Result<Option<Duration>, kube::Error> {
     let mut differs_since = held.status_turn.lock().await;
     let Some(pool) = held.pool() else { return Ok(None) };
-    let view = held.view();
     let hosts = held.hosts.view();
     let settings = held.settings();
     let problem = held.problem();
-    let observed = status::Observed {
-        pool: &pool,
-        problem,
-        identity: settings.map(|settings| (settings.identity.runner_id, settings.identity.system_id.clone())),
-        hosts: &hosts,
-        view: &view,
-        idle: intake::may_poll(held).err(),
-        asking: held.is_asking(),
-        holder: &held.shared.identity,
-        epoch: held.epoch(),
-        now: clock::now(),
-    };
+    let idle = intake::may_poll(held).err();
     let metrics = &held.shared.metrics;
-    metrics.pool(&held.name, view.claimants.len(), pool.spec.concurrency, view.sleepers.len(), held.epoch());
-    let status = status::status(&observed);
+    let status = held.view(|view| {
+        let (jobs, environments) = (view.occupancy.jobs(), view.occupancy.environments());
+        metrics.pool(&held.name, jobs, pool.spec.concurrency, environments, held.epoch());
+        status::status(&status::Observed {
+            pool: &pool,
+            problem,
+            identity: settings
+                .map(|settings| (settings.identity.runner_id, settings.identity.system_id.clone())),
+            hosts: &hosts,
+            view,
+            idle,
+            asking: held.is_asking(),
+            holder: &held.shared.identity,
+            epoch: held.epoch(),
+            now: clock::now(),
+        })
+    });
     if pool.status.as_ref() == Some(&status) {
         *differs_since = None;
         return Ok(None);

@@ -158,6 +158,30 @@ impl EpochGuard {
     }
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BoundLabel {
+    bound: &'static str,
+}
+
+/// How much of one bound is in use, and how much waits for it. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Occupation {
+    in_use: Gauge,
+    waiting: Gauge,
+}
+
+impl Occupation {
+    /// Changes what is in use.
+    pub fn in_use(&self, by: i64) {
+        self.in_use.inc_by(by);
+    }
+
+    /// Changes what waits.
+    pub fn waiting(&self, by: i64) {
+        self.waiting.inc_by(by);
+    }
+}
+
 /// The operator's metrics. Cloning shares them.
 #[derive(Clone)]
 pub struct Metrics {
@@ -178,6 +202,10 @@ pub struct Metrics {
     epochs: Family<PoolLabel, Gauge<f64, AtomicU64>>,
     epoch_refusals: Family<PoolGuard, Counter>,
     tasks: Gauge,
+    bounds_in_use: Family<BoundLabel, Gauge>,
+    bounds_waiting: Family<BoundLabel, Gauge>,
+    look_seconds: Family<PoolLabel, Histogram>,
+    environments_looked_at: Family<PoolLabel, Counter>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -192,6 +220,10 @@ fn call_histogram() -> Histogram {
 
 fn short_histogram() -> Histogram {
     Histogram::new(exponential_buckets(0.005, 2.0, 14))
+}
+
+fn look_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 4.0, 8))
 }
 
 fn job_histogram() -> Histogram {
@@ -284,6 +316,31 @@ impl Metrics {
             "Asynchronous tasks alive; grows with open jobs and goes back with them",
             tasks.clone(),
         );
+        let bounds_in_use = Family::default();
+        registry.register(
+            "dormouse_bound_in_use",
+            "Places taken of a bound on how much is done at a time",
+            bounds_in_use.clone(),
+        );
+        let bounds_waiting = Family::default();
+        registry.register(
+            "dormouse_bound_waiting",
+            "What waits for a place of a bound",
+            bounds_waiting.clone(),
+        );
+        let look_seconds = Family::<PoolLabel, Histogram>::new_with_constructor(look_histogram);
+        registry.register_with_unit(
+            "dormouse_look_duration",
+            "Time of one look at a held pool",
+            Unit::Seconds,
+            look_seconds.clone(),
+        );
+        let environments_looked_at = Family::default();
+        registry.register(
+            "dormouse_environments_looked_at",
+            "Environments that had changed or become due at a look",
+            environments_looked_at.clone(),
+        );
         Self {
             registry: Arc::new(registry),
             api_requests,
@@ -302,6 +359,10 @@ impl Metrics {
             epochs,
             epoch_refusals,
             tasks,
+            bounds_in_use,
+            bounds_waiting,
+            look_seconds,
+            environments_looked_at,
         }
     }
 
@@ -390,6 +451,29 @@ impl Metrics {
     /// This replica was refused because its epoch was over.
     pub fn epoch_refused(&self, pool: &str, by: EpochGuard) {
         self.epoch_refusals.get_or_create(&PoolGuard { runner_name: pool.to_owned(), by: by.as_str() }).inc();
+    }
+
+    /// The gauges of a bound.
+    pub fn bound(&self, bound: &'static str) -> Occupation {
+        let label = BoundLabel { bound };
+        Occupation {
+            in_use: self.bounds_in_use.get_or_create(&label).clone(),
+            waiting: self.bounds_waiting.get_or_create(&label).clone(),
+        }
+    }
+
+    /// A held pool was looked at, which took that long.
+    pub fn looked(&self, pool: &str, took: Duration) {
+        self.look_seconds
+            .get_or_create(&PoolLabel { runner_name: pool.to_owned() })
+            .observe(took.as_secs_f64());
+    }
+
+    /// So many environments were looked at.
+    pub fn environments_looked_at(&self, pool: &str, count: usize) {
+        self.environments_looked_at
+            .get_or_create(&PoolLabel { runner_name: pool.to_owned() })
+            .inc_by(count as u64);
     }
 
     /// A write to the API server.

@@ -31,6 +31,8 @@ mod layering;
 #[cfg(feature = "operator")]
 mod leadership;
 #[cfg(feature = "operator")]
+mod load;
+#[cfg(feature = "operator")]
 mod main_job;
 #[cfg(feature = "operator")]
 mod pools;

@@ -8,6 +8,8 @@
 
 pub mod checker;
 pub mod control_plane;
+pub mod crowd;
+pub mod fake_host;
 pub mod gitlab;
 pub mod hosts;
 pub mod image;

@@ -13,6 +13,8 @@ pub enum InstanceState {
     Reachable,
     /// It does not answer now. Laptops sleep: this is not a loss.
     Unreachable,
+    /// It has not been heard of yet since the pool was taken over. Nothing new is said about what lies on it.
+    Unknown,
     /// The pool has no such host any more.
     Removed,
 }
@@ -45,6 +47,18 @@ pub struct Observed<'a> {
     pub word: HostWord,
     /// Now.
     pub now: Timestamp,
+}
+
+impl Observed<'_> {
+    /// Whether all is known that the conditions speak of. A new holder knows nothing at first, and must not take back
+    /// what stands there only to say it again a moment later.
+    pub fn is_settled(&self) -> bool {
+        match self.instance {
+            InstanceState::Unknown => false,
+            InstanceState::Reachable => self.word != HostWord::NotAsked,
+            InstanceState::Unreachable | InstanceState::Removed => true,
+        }
+    }
 }
 
 /// One step that is due.
@@ -159,6 +173,12 @@ fn ready(observed: &Observed<'_>) -> Finding {
         (_, HostWord::Unknown, _) => {
             Finding::new(READY, false, "UnknownToHost", format!("instance {instance} has no record of it"))
         }
+        (_, _, InstanceState::Unknown) => Finding::new(
+            READY,
+            Status::Unknown,
+            "Connecting",
+            format!("instance {instance} is being connected to"),
+        ),
         (_, _, InstanceState::Unreachable) => Finding::new(
             READY,
             false,
@@ -205,7 +225,7 @@ fn released(observed: &Observed<'_>) -> Finding {
     }
     match observed.instance {
         InstanceState::Reachable => Finding::new(RELEASED, false, "Releasing", "it is being given back"),
-        InstanceState::Unreachable | InstanceState::Removed => Finding::new(
+        InstanceState::Unreachable | InstanceState::Unknown | InstanceState::Removed => Finding::new(
             RELEASED,
             false,
             "HostUnreachable",

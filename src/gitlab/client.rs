@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::features;
 use super::wire::JobPayload;
+use crate::bounds::GitLabBounds;
 use crate::telemetry::Metrics;
 
 /// Time for connecting to GitLab.
@@ -37,6 +38,7 @@ pub struct Client {
     system_id: String,
     name: String,
     metrics: Metrics,
+    bounds: GitLabBounds,
 }
 
 impl std::fmt::Debug for Client {
@@ -228,8 +230,10 @@ impl std::fmt::Debug for JobCredentials {
 pub enum JobUpdate {
     /// Ours, waiting for an instance.
     Pending,
-    /// Running; the log's size and checksum so far keep it alive.
+    /// Running: from now on it is ours.
     Running,
+    /// Running still: a sign of life, which leaves the way to whatever has more to say.
+    Alive,
     /// Ended.
     Final {
         /// Failure reason on the wire and exit code; `None` is success.
@@ -278,6 +282,7 @@ impl Client {
             token: Arc::new(token),
             system_id: system_id.to_owned(),
             name: name.to_owned(),
+            bounds: GitLabBounds::new(&metrics),
             metrics,
         })
     }
@@ -347,6 +352,11 @@ impl Client {
 
     /// Tells GitLab a job's state.
     pub async fn update(&self, job: &JobCredentials, update: &JobUpdate) -> UpdateAnswer {
+        let bound = match update {
+            JobUpdate::Pending | JobUpdate::Alive => &self.bounds.keep_alives,
+            JobUpdate::Running | JobUpdate::Final { .. } => &self.bounds.jobs,
+        };
+        let _place = bound.enter().await;
         let request = self
             .request(Method::PUT, &format!("jobs/{}", job.id))
             .header("JOB-TOKEN", job.token.expose_secret())
@@ -378,7 +388,7 @@ impl Client {
             JobUpdate::Pending => {
                 map.insert("state".to_owned(), json!("pending"));
             }
-            JobUpdate::Running => {
+            JobUpdate::Running | JobUpdate::Alive => {
                 map.insert("state".to_owned(), json!("running"));
             }
             JobUpdate::Final { failure, log, environment_key } => {
@@ -405,6 +415,7 @@ impl Client {
 
     /// Sends the next bytes of a job's log. Where GitLab knows no log of it, it is asked whether it knows the job.
     pub async fn patch_trace(&self, job: &JobCredentials, offset: u64, bytes: Bytes) -> TraceAnswer {
+        let _place = self.bounds.jobs.enter().await;
         let debug = job.debug_trace;
         let last = offset + (bytes.len() as u64).saturating_sub(1);
         let request = self

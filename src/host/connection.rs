@@ -3,17 +3,19 @@
 //! A channel that ends without an exit status says nothing about the command: it may run on. That is its own error
 //! ([`SshError::Lost`]), and whoever asked looks at the supervisor's files for the truth.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use russh::client::{self, Handle};
+use russh::client;
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client::Msg};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::trust::{self, Expected, TrustError};
+use crate::bounds::Bound;
 
 /// A silent peer is asked for a sign of life this often; after three without an answer it is gone.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -42,6 +44,8 @@ pub struct Target {
     pub key: Arc<PrivateKey>,
     /// A host to connect through.
     pub jump: Option<Box<Target>>,
+    /// How many connections are made at a time.
+    pub dials: Bound,
 }
 
 impl std::fmt::Debug for Target {
@@ -105,12 +109,14 @@ pub struct Connection {
     config: Arc<client::Config>,
     /// Open connections; the first is the oldest. Locked for lines only.
     handles: Mutex<Vec<Arc<Session>>>,
+    /// Held while one more connection is made: commands that find all full together need one more, not one each.
+    growing: tokio::sync::Mutex<()>,
     /// The key the host showed at the first connection.
     pub host_key: PublicKey,
 }
 
 struct Session {
-    handle: Handle<KeyCheck>,
+    handle: client::Handle<KeyCheck>,
     /// The connection to the jump host must outlive the one that runs through it.
     _jump: Option<Box<Session>>,
 }
@@ -168,10 +174,16 @@ impl Connection {
             nodelay: true,
             ..client::Config::default()
         });
-        let (session, host_key) = dial(&target, &config).await?;
+        let (session, host_key) = connect(&target, &config).await?;
         // A first use is one connection: every further one to the host must find the same key.
         target.expected = Expected::Key(host_key.clone());
-        Ok(Self { target, config, handles: Mutex::new(vec![Arc::new(session)]), host_key })
+        Ok(Self {
+            target,
+            config,
+            handles: Mutex::new(vec![Arc::new(session)]),
+            growing: tokio::sync::Mutex::new(()),
+            host_key,
+        })
     }
 
     /// Whether the oldest connection is gone.
@@ -201,24 +213,43 @@ impl Connection {
     /// # Errors
     /// When no channel can be opened or the command cannot be handed over.
     pub async fn stream(&self, command: &str, stdin: Bytes) -> Result<Stream, SshError> {
-        let (output, input) = self.channel().await?.split();
-        input.exec(true, command).await.map_err(lost)?;
-        // A command may end before it has read all of it, which would otherwise be waited for in vain.
-        let input = AbortOnDropHandle::new(tokio::spawn(async move {
-            if !stdin.is_empty() {
-                input.data_bytes(stdin).await?;
-            }
-            input.eof().await?;
-            Ok(input)
-        }));
-        Ok(Stream { output, _input: input, exit_code: None, stderr: Vec::new() })
+        let (read, write) = self.channel().await?.split();
+        write.exec(true, command).await.map_err(lost)?;
+        let (open, dropped) = oneshot::channel();
+        tokio::spawn(feed(write, stdin, dropped));
+        Ok(Stream { read, _open: open, exit_code: None, stderr: Vec::new() })
     }
 
     async fn channel(&self) -> Result<Channel<Msg>, SshError> {
-        let sessions = self.sessions();
-        for session in &sessions {
+        if let Some(channel) = self.channel_on(&self.sessions()).await? {
+            return Ok(channel);
+        }
+        let known = self.sessions();
+        let _growing = self.growing.lock().await;
+        // Another command may have made a connection meanwhile, with room on it.
+        let mut fresh = self.sessions();
+        fresh.retain(|session| !known.iter().any(|known| Arc::ptr_eq(known, session)));
+        if let Some(channel) = self.channel_on(&fresh).await? {
+            return Ok(channel);
+        }
+        if self.sessions().len() >= MAX_CONNECTIONS {
+            return Err(SshError::NoMoreSessions);
+        }
+        let (session, _) = connect(&self.target, &self.config).await?;
+        let session = Arc::new(session);
+        let channel = session.handle.channel_open_session().await.map_err(|error| match error {
+            russh::Error::ChannelOpenFailure(_) => SshError::NoMoreSessions,
+            other => lost(other),
+        })?;
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+        Ok(channel)
+    }
+
+    /// A channel on the first of some connections that has room for it.
+    async fn channel_on(&self, sessions: &[Arc<Session>]) -> Result<Option<Channel<Msg>>, SshError> {
+        for session in sessions {
             match timeout(self.target.dial_timeout, session.handle.channel_open_session()).await {
-                Ok(Ok(channel)) => return Ok(channel),
+                Ok(Ok(channel)) => return Ok(Some(channel)),
                 // The server has as many sessions on this connection as it allows: try the next one.
                 Ok(Err(russh::Error::ChannelOpenFailure(_))) => {}
                 Ok(Err(_)) | Err(_) => {
@@ -229,17 +260,7 @@ impl Connection {
                 }
             }
         }
-        if sessions.len() >= MAX_CONNECTIONS {
-            return Err(SshError::NoMoreSessions);
-        }
-        let (session, _) = dial(&self.target, &self.config).await?;
-        let session = Arc::new(session);
-        let channel = session.handle.channel_open_session().await.map_err(|error| match error {
-            russh::Error::ChannelOpenFailure(_) => SshError::NoMoreSessions,
-            other => lost(other),
-        })?;
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner).push(session);
-        Ok(channel)
+        Ok(None)
     }
 
     fn sessions(&self) -> Vec<Arc<Session>> {
@@ -252,11 +273,11 @@ impl Connection {
     }
 }
 
-/// The output of a running command.
+/// The output of a running command. Dropping it closes its channel, so that the host has the session back.
 pub struct Stream {
-    output: ChannelReadHalf,
-    /// Kept to the end of the command. What went wrong with it shows in the end of the output.
-    _input: AbortOnDropHandle<Result<ChannelWriteHalf<Msg>, russh::Error>>,
+    read: ChannelReadHalf,
+    /// Dropped with the stream, which closes the channel.
+    _open: oneshot::Sender<Infallible>,
     /// The exit code, once the command has ended and the server said so.
     pub exit_code: Option<u32>,
     stderr: Vec<u8>,
@@ -269,7 +290,7 @@ impl Stream {
     /// The next bytes of standard output, or `None` at the end of the channel.
     pub async fn next(&mut self) -> Option<Bytes> {
         // Exit status, end of file and close come in any order; only the end of messages is the end.
-        while let Some(message) = self.output.wait().await {
+        while let Some(message) = self.read.wait().await {
             match message {
                 ChannelMsg::Data { data } => return Some(data),
                 ChannelMsg::ExtendedData { data, .. } => {
@@ -289,11 +310,40 @@ impl Stream {
     }
 }
 
+/// Gives a command its input, and closes its channel once nobody wants its output any more. A command may end before
+/// it has read all of its input, which would otherwise be waited for in vain.
+async fn feed(write: ChannelWriteHalf<Msg>, stdin: Bytes, dropped: oneshot::Receiver<Infallible>) {
+    let written = async {
+        if !stdin.is_empty() {
+            write.data_bytes(stdin).await?;
+        }
+        write.eof().await
+    };
+    let fed = async {
+        // What went wrong with it shows in the end of the output.
+        if written.await.is_ok() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = fed => {}
+        _ = dropped => {}
+    }
+    // A connection that is gone has no channel to close.
+    let _ = write.close().await;
+}
+
 fn lost(error: russh::Error) -> SshError {
     match error {
         russh::Error::Disconnect | russh::Error::SendError | russh::Error::HUP => SshError::Lost,
         other => SshError::Protocol(other),
     }
+}
+
+/// Dials when it is its turn.
+async fn connect(target: &Target, config: &Arc<client::Config>) -> Result<(Session, PublicKey), SshError> {
+    let _place = target.dials.enter().await;
+    dial(target, config).await
 }
 
 async fn dial(target: &Target, config: &Arc<client::Config>) -> Result<(Session, PublicKey), SshError> {
@@ -342,7 +392,7 @@ async fn dial(target: &Target, config: &Arc<client::Config>) -> Result<(Session,
     Ok((Session { handle, _jump: jump }, key))
 }
 
-async fn log_in(handle: &mut Handle<KeyCheck>, target: &Target) -> Result<(), SshError> {
+async fn log_in(handle: &mut client::Handle<KeyCheck>, target: &Target) -> Result<(), SshError> {
     let hash = handle.best_supported_rsa_hash().await.map_err(lost)?.flatten();
     let key = PrivateKeyWithHashAlg::new(Arc::clone(&target.key), hash);
     let result = handle.authenticate_publickey(target.username.clone(), key).await.map_err(lost)?;

@@ -6,11 +6,14 @@
 //! since it was begun: after a restore of the API server's database versions are lower than they were. What may be
 //! assumed: it never shows less than this process has written. What may not: that it shows what another writer wrote
 //! a moment ago.
+//!
+//! Objects can be grouped, by the pool they belong to. Who looks after a group follows its [`Feed`], which names the
+//! objects that have changed: what nothing happened to costs nothing, however much of it there is.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event};
@@ -35,6 +38,7 @@ impl<K> Clone for Cache<K> {
 }
 
 struct Inner<K> {
+    group_of: fn(&K) -> Option<&str>,
     /// Locked for lines, never across an await; taken by the watch task and by every reader.
     state: Mutex<State<K>>,
     changed: signal::Sender<u64>,
@@ -45,6 +49,9 @@ struct Inner<K> {
 
 struct State<K> {
     objects: HashMap<ObjectKey, Arc<K>>,
+    groups: HashMap<String, BTreeSet<ObjectKey>>,
+    /// Those who follow a group; one that is gone is forgotten at the group's next change.
+    feeds: HashMap<String, Vec<Weak<News>>>,
     listing: Option<Listing>,
     /// Uids of objects that are gone: a late event must not bring one back.
     deleted: HashSet<String>,
@@ -59,11 +66,50 @@ struct Listing {
     written: HashSet<ObjectKey>,
 }
 
+/// What has changed in a group since it was last asked. One object counts once, however often it changed, so this is
+/// never longer than the group.
+#[derive(Default)]
+struct News {
+    changed: Mutex<BTreeSet<ObjectKey>>,
+    came: Notify,
+}
+
+/// The changes of one group, from its whole content on.
+pub struct Feed {
+    news: Arc<News>,
+}
+
+impl Feed {
+    /// Keys of what has changed, or is gone, since this was last called.
+    pub fn take(&self) -> BTreeSet<ObjectKey> {
+        std::mem::take(&mut self.news.changed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until something has changed since the last wait. Cancel-safe.
+    pub async fn moved(&self) {
+        self.news.came.notified().await;
+    }
+}
+
 impl<K> Default for Cache<K> {
     fn default() -> Self {
+        Self::grouped(|_| None)
+    }
+}
+
+impl<K> Cache<K> {
+    /// A cache whose objects belong to groups.
+    pub fn grouped(group_of: fn(&K) -> Option<&str>) -> Self {
         Self {
             inner: Arc::new(Inner {
-                state: Mutex::new(State { objects: HashMap::new(), listing: None, deleted: HashSet::new() }),
+                group_of,
+                state: Mutex::new(State {
+                    objects: HashMap::new(),
+                    groups: HashMap::new(),
+                    feeds: HashMap::new(),
+                    listing: None,
+                    deleted: HashSet::new(),
+                }),
                 changed: signal::Sender::new(0),
                 list_anew: Notify::new(),
                 synced: signal::Sender::new(false),
@@ -111,7 +157,7 @@ where
         }
         let key = key_of(object);
         if state.objects.get(&key).is_some_and(|known| known.uid() == object.uid()) {
-            state.objects.remove(&key);
+            self.put(&mut state, key.clone(), None);
         }
         if let Some(listing) = state.listing.as_mut() {
             listing.written.insert(key);
@@ -128,6 +174,24 @@ where
     /// The objects that a test picks, in no order.
     pub fn select(&self, mut pick: impl FnMut(&K) -> bool) -> Vec<Arc<K>> {
         self.lock().objects.values().filter(|object| pick(object)).cloned().collect()
+    }
+
+    /// The objects of a group, in no order.
+    pub fn group(&self, group: &str) -> Vec<Arc<K>> {
+        let state = self.lock();
+        let keys = state.groups.get(group).into_iter().flatten();
+        keys.filter_map(|key| state.objects.get(key).cloned()).collect()
+    }
+
+    /// Follows a group. All of its objects are news at first.
+    pub fn feed(&self, group: &str) -> Feed {
+        let news = Arc::new(News::default());
+        let mut state = self.lock();
+        let known = state.groups.get(group).cloned().unwrap_or_default();
+        *news.changed.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        state.feeds.entry(group.to_owned()).or_default().push(Arc::downgrade(&news));
+        news.came.notify_one();
+        Feed { news }
     }
 
     /// A signal that moves with every change.
@@ -187,7 +251,11 @@ where
             Event::InitDone => {
                 let mut state = self.lock();
                 if let Some(Listing { shown, written }) = state.listing.take() {
-                    state.objects.retain(|key, _| shown.contains(key) || written.contains(key));
+                    let is_gone = |key: &&ObjectKey| !shown.contains(*key) && !written.contains(*key);
+                    let gone: Vec<ObjectKey> = state.objects.keys().filter(is_gone).cloned().collect();
+                    for key in gone {
+                        self.put(&mut state, key, None);
+                    }
                 }
                 drop(state);
                 self.inner.synced.send_replace(true);
@@ -210,7 +278,7 @@ where
         if let Some(uid) = object.uid() {
             state.deleted.remove(&uid);
         }
-        state.objects.insert(key, object);
+        self.put(&mut state, key, Some(object));
         drop(state);
         self.signal_change();
     }
@@ -224,9 +292,33 @@ where
         if is_gone || is_older {
             return;
         }
-        state.objects.insert(key, object);
+        self.put(&mut state, key, Some(object));
         drop(state);
         self.signal_change();
+    }
+
+    /// Puts an object into its place, or takes away what is there, and tells those who follow its group.
+    fn put(&self, state: &mut State<K>, key: ObjectKey, object: Option<Arc<K>>) {
+        let group_of = |object: &Arc<K>| (self.inner.group_of)(object).map(str::to_owned);
+        let group = object.as_ref().and_then(group_of);
+        let old = match object {
+            Some(object) => state.objects.insert(key.clone(), object),
+            None => state.objects.remove(&key),
+        };
+        let old_group = old.as_ref().and_then(group_of);
+        if let Some(old_group) = old_group.filter(|old_group| Some(old_group) != group.as_ref()) {
+            if let Some(members) = state.groups.get_mut(&old_group) {
+                members.remove(&key);
+                if members.is_empty() {
+                    state.groups.remove(&old_group);
+                }
+            }
+            state.tell(&old_group, &key);
+        }
+        if let Some(group) = group {
+            state.tell(&group, &key);
+            state.groups.entry(group).or_default().insert(key);
+        }
     }
 
     fn signal_change(&self) {
@@ -235,6 +327,21 @@ where
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K> State<K> {
+    fn tell(&mut self, group: &str, key: &ObjectKey) {
+        let Some(feeds) = self.feeds.get_mut(group) else { return };
+        feeds.retain(|feed| {
+            let Some(news) = feed.upgrade() else { return false };
+            news.changed.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+            news.came.notify_one();
+            true
+        });
+        if feeds.is_empty() {
+            self.feeds.remove(group);
+        }
     }
 }
 
@@ -296,6 +403,54 @@ mod tests {
         assert_eq!(version_of(&cache, "a"), None, "a late event must not bring it back");
         cache.on(Event::Apply(object("a", "2", 11)));
         assert_eq!(version_of(&cache, "a"), Some(11));
+    }
+
+    fn by_label(object: &ConfigMap) -> Option<&str> {
+        object.metadata.labels.as_ref()?.get("group").map(String::as_str)
+    }
+
+    fn member(name: &str, uid: &str, version: u64, group: &str) -> ConfigMap {
+        let mut object = object(name, uid, version);
+        object.metadata.labels = Some([("group".to_owned(), group.to_owned())].into());
+        object
+    }
+
+    fn names(feed: &Feed) -> Vec<String> {
+        feed.take().into_iter().map(|(_, name)| name).collect()
+    }
+
+    #[test]
+    fn a_feed_begins_with_all_there_is_and_then_names_what_changed_once() {
+        let cache = Cache::grouped(by_label);
+        cache.record(member("a", "1", 1, "p"));
+        cache.record(member("b", "2", 1, "p"));
+        cache.record(member("c", "3", 1, "q"));
+        let feed = cache.feed("p");
+        assert_eq!(names(&feed), ["a", "b"]);
+        assert!(names(&feed).is_empty());
+        cache.record(member("a", "1", 2, "p"));
+        cache.record(member("a", "1", 3, "p"));
+        cache.on(Event::Apply(member("a", "1", 2, "p")));
+        cache.record(member("c", "3", 2, "q"));
+        assert_eq!(names(&feed), ["a"]);
+        cache.forget(&member("b", "2", 1, "p"));
+        assert_eq!(names(&feed), ["b"]);
+        assert_eq!(cache.group("p").len(), 1);
+    }
+
+    #[test]
+    fn what_a_relist_drops_and_what_moves_to_another_group_is_news_to_the_old_one() {
+        let cache = Cache::grouped(by_label);
+        cache.record(member("gone", "1", 1, "p"));
+        cache.record(member("moves", "2", 1, "p"));
+        let feed = cache.feed("p");
+        feed.take();
+        cache.on(Event::Init);
+        cache.on(Event::InitApply(member("moves", "3", 5, "q")));
+        cache.on(Event::InitDone);
+        assert_eq!(names(&feed), ["gone", "moves"]);
+        assert!(cache.group("p").is_empty());
+        assert_eq!(cache.group("q").len(), 1);
     }
 
     #[test]

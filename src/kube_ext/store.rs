@@ -13,6 +13,7 @@ use serde_json::json;
 use super::cache::Cache;
 use super::{is_conflict, is_not_found};
 use crate::api::labels;
+use crate::bounds::{Bound, Bounds};
 use crate::deed::Deed;
 use crate::telemetry::Metrics;
 
@@ -23,6 +24,7 @@ pub struct Store<K> {
     /// What is known of the kind.
     pub cache: Cache<K>,
     metrics: Metrics,
+    writes: Bound,
     kind: &'static str,
 }
 
@@ -38,8 +40,14 @@ where
         + 'static,
 {
     /// A store over a cache.
-    pub fn new(client: Client, cache: Cache<K>, metrics: Metrics, kind: &'static str) -> Self {
-        Self { client, cache, metrics, kind }
+    pub fn new(
+        client: Client,
+        cache: Cache<K>,
+        metrics: Metrics,
+        bounds: &Bounds,
+        kind: &'static str,
+    ) -> Self {
+        Self { client, cache, metrics, writes: bounds.api_writes.clone(), kind }
     }
 
     fn api(&self, namespace: &str) -> Api<K> {
@@ -66,6 +74,7 @@ where
         namespace: &str,
         object: &K,
     ) -> Result<(Arc<K>, bool), kube::Error> {
+        let _place = self.writes.enter().await;
         self.metrics.kubernetes_write(self.kind, "create");
         let api = self.api(namespace);
         let created = deed.make(api.create(&post_params(), object), |answer| self.take(answer)).await;
@@ -84,6 +93,7 @@ where
     /// # Errors
     /// A conflict when it changed since, and when the API server refuses or cannot be asked.
     pub async fn replace_status(&self, deed: Deed, object: &K) -> Result<Arc<K>, kube::Error> {
+        let _place = self.writes.enter().await;
         self.metrics.kubernetes_write(self.kind, "update");
         let namespace = object.namespace().unwrap_or_default();
         let api = self.api(&namespace);
@@ -106,6 +116,7 @@ where
         object: &K,
         patch: &serde_json::Value,
     ) -> Result<Arc<K>, kube::Error> {
+        let _place = self.writes.enter().await;
         self.metrics.kubernetes_write(self.kind, "patch");
         let namespace = object.namespace().unwrap_or_default();
         let api = self.api(&namespace);
@@ -123,6 +134,7 @@ where
     /// # Errors
     /// When the API server refuses or cannot be asked.
     pub async fn delete(&self, deed: Deed, object: &K) -> Result<(), kube::Error> {
+        let _place = self.writes.enter().await;
         self.metrics.kubernetes_write(self.kind, "delete");
         let namespace = object.namespace().unwrap_or_default();
         let params = DeleteParams {

@@ -9,6 +9,9 @@ use super::stream::until;
 use super::{DriveError, Driver};
 use crate::gitlab::reason::FailureReason;
 
+/// How often a resume that waits looks again although nothing was told.
+const RESUME_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// What came of waiting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acquired {
@@ -32,7 +35,7 @@ pub enum Acquired {
 /// Waits until the lease has a slot.
 pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
     let deadline = deadline(driver);
-    let mut turns = driver.held.turns();
+    let mut turns = driver.held.signal(&kube::ResourceExt::name_any(driver.lease.as_ref()));
     let mut waiting_for = "a free slot".to_owned();
     loop {
         turns.borrow_and_update();
@@ -71,6 +74,8 @@ pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
         tokio::select! {
             // The sender lives in `held`: waiting cannot fail.
             _ = turns.changed() => {}
+            // What a resume waits for is told, but for a host that did not answer when it was asked.
+            () = tokio::time::sleep(RESUME_INTERVAL), if driver.lease.spec.resume_from.is_some() => {}
             answer = driver.conversation.answer() => match driver.conversation.take_in_waiting(answer) {
                 Waiting::GoOn => {}
                 Waiting::Canceled => return Ok(Acquired::Canceled),

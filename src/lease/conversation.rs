@@ -184,7 +184,7 @@ impl Conversation {
             match (self.pace.next(log, std::time::Instant::now()), trace.next_patch()) {
                 (Say::Nothing { until }, _) => return Some(Instant::from_std(until)),
                 (Say::Log, Some((offset, bytes))) => self.send(offset, Bytes::copy_from_slice(bytes)),
-                (Say::SignOfLife, _) | (Say::Log, None) => self.say(JobUpdate::Running),
+                (Say::SignOfLife, _) | (Say::Log, None) => self.say(JobUpdate::Alive),
             }
         }
         self.slow_at()
@@ -196,7 +196,7 @@ impl Conversation {
         if self.underway.is_none() {
             match (self.pace.next(Log::Empty, std::time::Instant::now()), self.counted) {
                 (Say::Nothing { until }, _) => return Some(Instant::from_std(until)),
-                (Say::Log | Say::SignOfLife, Counted::Running) => self.say(JobUpdate::Running),
+                (Say::Log | Say::SignOfLife, Counted::Running) => self.say(JobUpdate::Alive),
                 (Say::Log | Say::SignOfLife, Counted::Unknown | Counted::Waiting) => {
                     self.say(JobUpdate::Pending);
                 }
@@ -245,7 +245,7 @@ impl Conversation {
             let answer = gitlab.update(&credentials, &update).await;
             let said = match update {
                 JobUpdate::Pending => Said::Pending(answer),
-                JobUpdate::Running | JobUpdate::Final { .. } => Said::Running(answer),
+                JobUpdate::Running | JobUpdate::Alive | JobUpdate::Final { .. } => Said::Running(answer),
             };
             Answer { said_at, said }
         };

@@ -104,6 +104,7 @@ pub async fn save(shared: &Shared, lease: &JobLease, parts: &[Vec<u8>]) -> Resul
             type_: Some("dormouse.dev/job-payload".to_owned()),
             ..Secret::default()
         };
+        let _place = shared.bounds.api_writes.enter().await;
         shared.metrics.kubernetes_write("Secret", "create");
         // Not fenced, as its lease is not.
         let params = PostParams::default();
@@ -147,6 +148,7 @@ pub async fn delete(shared: &Shared, lease: &JobLease) -> Result<(), kube::Error
     let api = api(shared, lease);
     for index in 0..lease.spec.payload_parts {
         let name = payload_secret_name(&lease.name_any(), index);
+        let _place = shared.bounds.api_writes.enter().await;
         shared.metrics.kubernetes_write("Secret", "delete");
         let params = DeleteParams::default();
         // Not fenced: the lease is over, so whoever deletes it deletes nothing that is needed.

@@ -11,14 +11,14 @@ use kube::ResourceExt;
 use super::record::Step;
 use super::{DriveError, record_step};
 use crate::api::JobLease;
+use crate::api::suspended_environment::object_name;
 use crate::pool::Held;
 
 /// Why a lease that ends leaves its slot in doubt; `None` when it holds none, or when an environment owns it from now
 /// on: that is known to its host by itself.
 pub fn doubt(held: &Held, lease: &JobLease) -> Option<String> {
     let (instance, slot) = lease.place()?;
-    let environment = &lease.spec.environment_id;
-    if held.environments().iter().any(|known| known.spec.environment_id == *environment) {
+    if held.environment(&object_name(&held.name, &lease.spec.environment_id)).is_some() {
         return None;
     }
     Some(format!("instance {instance} has not said yet that nothing of the job is left on slot {slot}"))
@@ -26,9 +26,9 @@ pub fn doubt(held: &Held, lease: &JobLease) -> Option<String> {
 
 /// Leases that keep slots of an instance in quarantine.
 pub fn of_instance(held: &Held, instance: &str) -> Vec<Arc<JobLease>> {
-    let mut leases = held.leases();
-    leases.retain(|lease| lease.quarantined_place().is_some_and(|(name, _)| name == instance));
-    leases
+    let names: Vec<String> =
+        held.book(|book| book.occupancy.quarantines_on(instance).map(str::to_owned).collect());
+    names.iter().filter_map(|name| held.lease(name)).collect()
 }
 
 /// The host has said that nothing of the lease's job is left on its slot.

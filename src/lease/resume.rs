@@ -62,7 +62,7 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
     };
     let name = object_name(&held.name, key.environment.as_str());
     let found = held.shared.environments.read(&held.namespace, &name).await?;
-    let leases = held.leases();
+    let leases = held.leases_of(key.environment.as_str());
     let open: Vec<&crate::api::JobLease> =
         leases.iter().filter(|lease| lease.phase().is_open()).map(AsRef::as_ref).collect();
     let job = Resumer {

@@ -79,7 +79,7 @@ pub async fn stream(
     link: &Link,
     streaming: &mut Streaming,
 ) -> Result<Streamed, DriveError> {
-    let mut turns = driver.held.turns();
+    let mut turns = driver.held.signal(&kube::ResourceExt::name_any(driver.lease.as_ref()));
     loop {
         if let Some(from) = streaming.trace.reread_from() {
             streaming.trace = Trace::from_offset(from);

@@ -1,25 +1,30 @@
 //! The state of a held pool. Everything in it can be rebuilt from objects and hosts; nothing else is kept.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::book::Book;
 use super::hosts::Hosts;
 use super::inventory::Inventories;
 use super::settings::{self, Settings};
-use super::slots::{Claimant, Instance, Sleeper, Slot, View};
+use super::slots::{Instance, Slot, View};
 use crate::api::runner_pool::HostStatus;
 use crate::api::{JobLease, RunnerPool, SuspendedEnvironment};
 use crate::app::Shared;
+use crate::clock;
 use crate::deed::{Deed, Point};
 use crate::host::keeper::Owner;
 use crate::host::link::Caller;
+use crate::kube_ext::cache::Feed;
 use crate::kube_ext::is_conflict;
 use crate::leader::Tenure;
 use crate::telemetry::EpochGuard;
@@ -47,8 +52,14 @@ pub struct Held {
     /// Locked for lines only, like the rest below; written by the driver, read by everybody.
     pub(super) settings: Mutex<Option<Arc<Settings>>>,
     pub(super) problem: Mutex<Option<(&'static str, String, bool)>>,
-    /// Slots decided for leases whose status does not say so yet.
-    pub(super) reservations: Mutex<HashMap<String, Slot>>,
+    /// What the pool's objects say. Never behind the caches: see [`Held::book`].
+    book: Mutex<Book>,
+    pub(super) lease_feed: Feed,
+    pub(super) environment_feed: Feed,
+    /// Tells the driver of a lease to look again.
+    signals: Mutex<HashMap<String, watch::Sender<u64>>>,
+    /// An environment waits for its step.
+    pub(crate) steps_due: Notify,
     /// Uids of leases and environments with a running task, and names of leases that the intake still writes.
     pub(super) busy: Mutex<HashSet<String>>,
     pub(super) tasks: TaskTracker,
@@ -61,25 +72,67 @@ pub struct Held {
     pub(super) asking: AtomicBool,
 }
 
-/// The mark of a running task; dropping it lets the next look start another.
+/// What a running task is about.
+#[derive(Debug, Clone)]
+pub enum Subject {
+    /// The lease of this name.
+    Lease(String),
+    /// The environment of this name.
+    Environment(String),
+}
+
+/// The mark of a running task; when it is dropped, its subject is looked at again.
 pub struct Busy {
     held: Arc<Held>,
-    uid: String,
+    mark: String,
+    subject: Subject,
+    pause: Duration,
+}
+
+impl Busy {
+    /// Lets so much time pass before the subject is looked at again.
+    pub fn again_after(&mut self, pause: Duration) {
+        self.pause = pause;
+    }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        lock(&self.held.busy).remove(&self.uid);
+        lock(&self.held.busy).remove(&self.mark);
+        let mut book = lock(&self.held.book);
+        let (agenda, name) = match &self.subject {
+            Subject::Lease(name) => (&mut book.lease_agenda, name),
+            Subject::Environment(name) => (&mut book.environment_agenda, name),
+        };
+        if self.pause.is_zero() {
+            agenda.now(name.clone());
+        } else {
+            agenda.at(name, Some(after(self.pause)));
+        }
+        drop(book);
+        self.held.wake();
     }
+}
+
+/// The time so long from now.
+fn after(pause: Duration) -> Timestamp {
+    let pause = SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX);
+    clock::now().checked_add(pause).unwrap_or(Timestamp::MAX)
 }
 
 impl Held {
     pub(super) fn new(shared: Shared, pool: &RunnerPool, tenure: Arc<Tenure>) -> Self {
+        let (name, uid) = (pool.name_any(), pool.uid().unwrap_or_default());
         Self {
+            book: Mutex::new(Book::new(&name)),
+            lease_feed: shared.leases.cache.feed(&uid),
+            environment_feed: shared.environments.cache.feed(&uid),
+            signals: Mutex::new(HashMap::new()),
+            steps_due: Notify::new(),
             shared,
             namespace: pool.namespace().unwrap_or_default(),
-            name: pool.name_any(),
-            uid: pool.uid().unwrap_or_default(),
+            name,
+            uid,
             hosts: Hosts::default(),
             inventories: Inventories::default(),
             suspend_turn: tokio::sync::Mutex::new(()),
@@ -87,7 +140,6 @@ impl Held {
             tenure,
             settings: Mutex::new(None),
             problem: Mutex::new(None),
-            reservations: Mutex::new(HashMap::new()),
             busy: Mutex::new(HashSet::new()),
             tasks: TaskTracker::new(),
             wake: Arc::new(Notify::new()),
@@ -163,7 +215,7 @@ impl Held {
 
     /// Whether nothing of the pool is under way: no job is open, and none is asked for.
     pub(super) fn is_at_rest(&self) -> bool {
-        !self.is_asking() && !self.leases().iter().any(|lease| lease.phase().is_open())
+        !self.is_asking() && self.book(|book| book.occupancy.jobs()) == 0
     }
 
     /// Whether a status may be written over one of that epoch. A newer holder's may not: it is looked into instead
@@ -180,22 +232,68 @@ impl Held {
 
     /// Leases of this pool.
     pub fn leases(&self) -> Vec<Arc<JobLease>> {
-        self.shared.leases.cache.select(|lease| {
-            lease.spec.pool_uid == self.uid && lease.metadata.namespace.as_deref() == Some(&self.namespace)
-        })
+        let mut leases = self.shared.leases.cache.group(&self.uid);
+        leases.retain(|lease| lease.metadata.namespace.as_deref() == Some(&self.namespace));
+        leases
     }
 
     /// Environments of this pool.
     pub fn environments(&self) -> Vec<Arc<SuspendedEnvironment>> {
-        self.shared.environments.cache.select(|environment| {
-            environment.spec.pool_uid == self.uid
-                && environment.metadata.namespace.as_deref() == Some(&self.namespace)
-        })
+        let mut environments = self.shared.environments.cache.group(&self.uid);
+        environments.retain(|known| known.metadata.namespace.as_deref() == Some(&self.namespace));
+        environments
+    }
+
+    /// A lease of this pool.
+    pub fn lease(&self, name: &str) -> Option<Arc<JobLease>> {
+        self.shared.leases.cache.get(&self.namespace, name).filter(|lease| lease.spec.pool_uid == self.uid)
+    }
+
+    /// An environment of this pool.
+    pub fn environment(&self, name: &str) -> Option<Arc<SuspendedEnvironment>> {
+        let known = self.shared.environments.cache.get(&self.namespace, name);
+        known.filter(|known| known.spec.pool_uid == self.uid)
+    }
+
+    /// Leases of an environment, open or over.
+    pub fn leases_of(&self, environment: &str) -> Vec<Arc<JobLease>> {
+        let names = self.book(|book| book.leases_of(environment));
+        names.iter().filter_map(|name| self.lease(name)).collect()
+    }
+
+    /// Reads or writes the book, after everything the caches show by now was entered into it.
+    pub(crate) fn book<T>(&self, with: impl FnOnce(&mut Book) -> T) -> T {
+        let mut book = lock(&self.book);
+        for (namespace, name) in self.lease_feed.take() {
+            if namespace == self.namespace {
+                book.lease_changed(&name, self.lease(&name).as_deref());
+            }
+        }
+        for (namespace, name) in self.environment_feed.take() {
+            if namespace == self.namespace {
+                book.environment_changed(&name, self.environment(&name).as_deref());
+            }
+        }
+        let answer = with(&mut book);
+        let stirred = book.take_stirred();
+        drop(book);
+        if !stirred.is_empty() {
+            let signals = lock(&self.signals);
+            for signal in stirred.iter().filter_map(|name| signals.get(name)) {
+                signal.send_modify(|count| *count = count.wrapping_add(1));
+            }
+        }
+        answer
     }
 
     /// The pool's slots as objects, hosts and this process's own decisions show them.
-    pub fn view(&self) -> View {
-        let reservations = lock(&self.reservations).clone();
+    pub fn view<T>(&self, with: impl FnOnce(&View<'_>) -> T) -> T {
+        let (instances, concurrency) = self.instances();
+        self.book(|book| with(&View { instances: &instances, occupancy: &book.occupancy, concurrency }))
+    }
+
+    /// The pool's instances in order of preference, and how many jobs it may have.
+    pub(super) fn instances(&self) -> (Vec<Instance>, u32) {
         let hosts: BTreeMap<String, (u32, bool)> = self
             .hosts
             .view()
@@ -204,65 +302,40 @@ impl Held {
             .collect();
         let pool = self.pool();
         let wanted = pool.iter().flat_map(|pool| &pool.spec.provider.fixed.hosts);
-        let instances = wanted
-            .filter_map(|host| {
-                let (slots, ready) = *hosts.get(&host.name)?;
-                Some(Instance { name: host.name.clone(), slots, ready })
-            })
-            .collect();
-        let leases = self.leases();
-        let claimants = leases.iter().filter(|lease| lease.phase().is_open()).map(|lease| {
-            let name = lease.name_any();
-            let slot = lease
-                .place()
-                .map(|(instance, index)| Slot { instance: instance.to_owned(), index })
-                .or_else(|| reservations.get(&name).cloned());
-            Claimant {
-                lease: name,
-                environment: lease.spec.environment_id.clone(),
-                slot,
-                resumes: lease.spec.resume_from.is_some(),
-                accepted_at: lease.spec.accepted_at.0,
-            }
+        let instances = wanted.filter_map(|host| {
+            let (slots, ready) = *hosts.get(&host.name)?;
+            Some(Instance { name: host.name.clone(), slots, ready })
         });
-        let claimants: Vec<Claimant> = claimants.collect();
-        let used: BTreeSet<&str> = claimants
-            .iter()
-            .filter(|claimant| claimant.slot.is_some())
-            .map(|claimant| claimant.environment.as_str())
-            .collect();
-        let sleepers = self
-            .environments()
-            .iter()
-            .map(|environment| Sleeper {
-                environment: environment.spec.environment_id.clone(),
-                slot: Slot {
-                    instance: environment.spec.origin.instance.clone(),
-                    index: environment.spec.origin.slot,
-                },
-                asleep: environment.bound_lease().is_none()
-                    && !used.contains(environment.spec.environment_id.as_str()),
-            })
-            .collect();
-        let quarantined = leases.iter().filter_map(|lease| lease.quarantined_place());
-        let quarantined = quarantined.map(|(instance, index)| Slot { instance: instance.to_owned(), index });
-        View {
-            instances,
-            claimants,
-            sleepers,
-            quarantined: quarantined.collect(),
-            concurrency: pool.as_ref().map_or(0, |pool| pool.spec.concurrency),
-        }
+        (instances.collect(), pool.as_ref().map_or(0, |pool| pool.spec.concurrency))
+    }
+
+    /// Enters how the hosts are by now.
+    pub(super) fn note_hosts(&self) {
+        let hosts = self.hosts.view();
+        // Before the settings are known there are no hosts, which says nothing about those that will be.
+        let has_settings = self.settings().is_some();
+        self.book(|book| {
+            for name in book.hosts() {
+                if !hosts.iter().any(|host| host.name == name) {
+                    book.host_is(&name, None);
+                }
+            }
+            for host in &hosts {
+                book.host_is(&host.name, Some(host.state.name()));
+            }
+            book.settings_are(has_settings);
+        });
     }
 
     /// The slot decided for a lease whose status does not say so yet.
     pub fn reservation(&self, lease: &str) -> Option<Slot> {
-        lock(&self.reservations).get(lease).cloned()
+        self.book(|book| book.reservation(lease).cloned())
     }
 
     /// The lease's status says so now, or it does not want the slot any more.
     pub fn settle_reservation(&self, lease: &str) {
-        lock(&self.reservations).remove(lease);
+        let known = self.lease(lease);
+        self.book(|book| book.settle_reservation(lease, known.as_deref()));
     }
 
     /// Asks the driver for a look.
@@ -280,9 +353,15 @@ impl Held {
         }
     }
 
-    /// A receiver that moves after every look of the driver.
-    pub fn turns(&self) -> watch::Receiver<u64> {
-        self.turn.subscribe()
+    /// A receiver that moves when something has changed that the driver of a lease may wait for: the lease, its slot,
+    /// its environment, its host.
+    pub fn signal(&self, lease: &str) -> watch::Receiver<u64> {
+        lock(&self.signals).entry(lease.to_owned()).or_default().subscribe()
+    }
+
+    /// The lease has no driver any more.
+    pub(super) fn forget_signal(&self, lease: &str) {
+        lock(&self.signals).remove(lease);
     }
 
     /// Runs a task that ends with the tenure.
@@ -294,14 +373,15 @@ impl Held {
     }
 
     /// Marks an object as having a task; `None` when it has one.
-    pub fn begin(self: &Arc<Self>, uid: Option<String>) -> Option<Busy> {
-        let uid = uid?;
-        lock(&self.busy).insert(uid.clone()).then(|| Busy { held: Arc::clone(self), uid })
+    pub fn begin(self: &Arc<Self>, uid: Option<String>, subject: Subject) -> Option<Busy> {
+        let mark = uid?;
+        let is_free = lock(&self.busy).insert(mark.clone());
+        is_free.then(|| Busy { held: Arc::clone(self), mark, subject, pause: Duration::ZERO })
     }
 
     /// Marks a lease as being written by the intake, until the mark is dropped.
     pub fn arriving(self: &Arc<Self>, lease: &str) -> Option<Busy> {
-        self.begin(Some(lease.to_owned()))
+        self.begin(Some(lease.to_owned()), Subject::Lease(lease.to_owned()))
     }
 
     pub(super) fn is_arriving(&self, lease: &str) -> bool {
@@ -322,6 +402,7 @@ impl Held {
             &recorded,
             &caller,
             &self.shared.supervisors,
+            &self.shared.bounds.dials,
             &owner,
             &self.tasks,
             self.ended(),

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use super::settings::Settings;
 use crate::api::runner_pool::{HostStatus, Isolation, ProxyJump, StaticHost};
+use crate::bounds::Bound;
 use crate::host::connection::Target;
 use crate::host::install::{Supervisors, Wanted};
 use crate::host::keeper::{self, HostOrder, HostState, Owner, Trust};
@@ -52,6 +53,7 @@ impl Hosts {
         recorded: &[HostStatus],
         caller: &Caller,
         supervisors: &Supervisors,
+        dials: &Bound,
         owner: &Arc<O>,
         tasks: &TaskTracker,
         ended: &CancellationToken,
@@ -73,7 +75,7 @@ impl Hosts {
                 recorded_key(recorded, &host.name, &host.address),
                 settings.spec.ssh.host_key_policy,
             );
-            let order = order(settings, host, caller);
+            let order = order(settings, host, caller, dials);
             let mark = mark(settings, host);
             if let Some(running) = known.get_mut(&host.name)
                 && running.order == mark
@@ -169,11 +171,16 @@ async fn tell(
     }
 }
 
-fn order(settings: &Settings, host: &StaticHost, caller: &Caller) -> Result<HostOrder, trust::TrustError> {
+fn order(
+    settings: &Settings,
+    host: &StaticHost,
+    caller: &Caller,
+    dials: &Bound,
+) -> Result<HostOrder, trust::TrustError> {
     let ssh = &settings.spec.ssh;
     let dial_timeout = ssh.dial_timeout.std();
     let jump = match &ssh.proxy_jump {
-        Some(jump) => Some(Box::new(jump_target(settings, jump)?)),
+        Some(jump) => Some(Box::new(jump_target(settings, jump, dials)?)),
         None => None,
     };
     let port = host.port.unwrap_or(ssh.port);
@@ -187,6 +194,7 @@ fn order(settings: &Settings, host: &StaticHost, caller: &Caller) -> Result<Host
             dial_timeout,
             key: Arc::clone(&settings.ssh_key),
             jump,
+            dials: dials.clone(),
         },
         wanted: Wanted {
             state_dir: settings.spec.state_dir.clone(),
@@ -205,7 +213,7 @@ fn recorded_key<'a>(recorded: &'a [HostStatus], name: &str, address: &str) -> Op
         .and_then(|status| status.recorded_host_key.as_deref())
 }
 
-fn jump_target(settings: &Settings, jump: &ProxyJump) -> Result<Target, trust::TrustError> {
+fn jump_target(settings: &Settings, jump: &ProxyJump, dials: &Bound) -> Result<Target, trust::TrustError> {
     let ssh = &settings.spec.ssh;
     // The jump host only carries bytes that are encrypted end to end; its own key is checked when it is pinned.
     let expected = match &jump.host_key {
@@ -220,6 +228,7 @@ fn jump_target(settings: &Settings, jump: &ProxyJump) -> Result<Target, trust::T
         dial_timeout: ssh.dial_timeout.std(),
         key: Arc::clone(&settings.ssh_key),
         jump: None,
+        dials: dials.clone(),
     })
 }
 

@@ -84,7 +84,7 @@ pub fn may_poll(held: &Held) -> Result<Arc<Settings>, Idle> {
     if held.tenure().is_leaving() {
         return Err(Idle::Leaving);
     }
-    match slots::room(&held.view()) {
+    match held.view(slots::room) {
         Room::Yes => Ok(settings),
         room @ (Room::AtConcurrency | Room::NoReachableHost | Room::NoSlot) => Err(Idle::Room(room)),
     }

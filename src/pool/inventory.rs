@@ -76,20 +76,29 @@ impl Inventories {
         due
     }
 
-    fn keep(&self, host: &str, listed: &[Listed], boot_id: &str) {
-        let words = listed
+    /// Keeps what a host has listed; answers the environments about which it says another thing than before.
+    fn keep(&self, host: &str, listed: &[Listed], boot_id: &str) -> BTreeSet<String> {
+        let words: BTreeMap<String, HostWord> = listed
             .iter()
             .map(|listed| (listed.environment.environment.clone(), word(listed, boot_id)))
             .collect();
         let mut by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
-        by_host.entry(host.to_owned()).or_default().words = Some(words);
+        let before = by_host.entry(host.to_owned()).or_default().words.replace(words.clone());
+        let Some(before) = before else { return words.into_keys().collect() };
+        let ids: BTreeSet<&String> = before.keys().chain(words.keys()).collect();
+        ids.into_iter().filter(|id| before.get(*id) != words.get(*id)).cloned().collect()
     }
 
-    fn sweep(&self, host: &str, known: &Known, now: Timestamp) -> Vec<String> {
+    fn listed(&self, host: &str) -> BTreeSet<String> {
+        let by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = by_host.get(host).and_then(|inventory| inventory.words.as_ref());
+        words.into_iter().flat_map(BTreeMap::keys).cloned().collect()
+    }
+
+    fn sweep(&self, host: &str, listed: &BTreeSet<String>, known: &Known, now: Timestamp) -> Vec<String> {
         let mut by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(inventory) = by_host.get_mut(host) else { return Vec::new() };
-        let listed: BTreeSet<String> = inventory.words.iter().flat_map(BTreeMap::keys).cloned().collect();
-        let swept = sweep::sweep(&listed, known, &inventory.first_seen, now);
+        let swept = sweep::sweep(listed, known, &inventory.first_seen, now);
         inventory.first_seen = swept.first_seen;
         swept.remove
     }
@@ -108,16 +117,16 @@ fn word(listed: &Listed, boot_id: &str) -> HostWord {
 
 /// Asks the hosts that are due.
 pub fn look(held: &Arc<Held>) {
-    let quarantined = held.view().quarantined;
     for host in held.hosts.view() {
         let Some(link) = host.state.link() else { continue };
-        let waits = quarantined.iter().any(|slot| slot.instance == host.name);
+        let waits = held.book(|book| book.occupancy.quarantines_on(&host.name).next().is_some());
         let interval = if waits { SOON } else { INTERVAL };
         if !held.inventories.is_due(&host.name, &link, interval) {
             continue;
         }
         let held_by_task = Arc::clone(held);
         held.spawn(async move {
+            let _place = held_by_task.shared.bounds.host_lists.enter().await;
             ask(&held_by_task, &host.name, &link).await;
             held_by_task.wake();
         });
@@ -129,7 +138,17 @@ async fn ask(held: &Held, host: &str, link: &Link) {
     let doubted = quarantine::of_instance(held, host);
     match link.list().await {
         Ok(listed) => {
-            held.inventories.keep(host, &listed, &link.hello.boot_id);
+            let first = held.inventories.listed(host).is_empty();
+            let mut news = held.inventories.keep(host, &listed, &link.hello.boot_id);
+            held.book(|book| {
+                // An environment that is not on its host's first list is news as much as one that is.
+                if first {
+                    news.extend(book.occupancy.environment_ids_on(host).map(str::to_owned));
+                }
+                for id in &news {
+                    book.environment_agenda.now(object_name(&held.name, id));
+                }
+            });
             tidy(held, host, link, doubted).await;
         }
         Err(error) => {
@@ -149,14 +168,18 @@ async fn tidy(held: &Held, host: &str, link: &Link, doubted: Vec<Arc<JobLease>>)
     if caches.contains(&false) {
         return;
     }
+    let listed = held.inventories.listed(host);
     let mut known = Known::default();
-    for lease in held.leases() {
-        let environment = lease.spec.environment_id.clone();
-        let list = if lease.phase().is_open() { &mut known.owned } else { &mut known.over };
-        list.insert(environment);
+    for id in &listed {
+        if held.environment(&object_name(&held.name, id)).is_some() {
+            known.owned.insert(id.clone());
+        }
+        for lease in held.leases_of(id) {
+            let list = if lease.phase().is_open() { &mut known.owned } else { &mut known.over };
+            list.insert(id.clone());
+        }
     }
-    known.owned.extend(held.environments().iter().map(|environment| environment.spec.environment_id.clone()));
-    for environment in held.inventories.sweep(host, &known, clock::now()) {
+    for environment in held.inventories.sweep(host, &listed, &known, clock::now()) {
         // Two watches may lag by different times: the API server itself says whether an object owns it.
         let name = object_name(&held.name, &environment);
         match held.shared.environments.read(&held.namespace, &name).await {

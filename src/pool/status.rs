@@ -1,5 +1,7 @@
 //! What a pool says of itself. Pure; the driver writes it when it differs from what is there.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use super::hosts::HostView;
@@ -24,7 +26,7 @@ pub struct Observed<'a> {
     /// Its hosts.
     pub hosts: &'a [HostView],
     /// Its slots.
-    pub view: &'a View,
+    pub view: &'a View<'a>,
     /// Why GitLab is not asked, if it is not.
     pub idle: Option<Idle>,
     /// Whether a request for a job is under way all the same.
@@ -42,8 +44,6 @@ pub fn status(observed: &Observed<'_>) -> RunnerPoolStatus {
     let spec = &observed.pool.spec;
     let old = observed.pool.status.clone().unwrap_or_default();
     let ready_hosts = observed.hosts.iter().filter(|host| host.state.link().is_some()).count();
-    let slots: u32 =
-        observed.view.instances.iter().filter(|instance| instance.ready).map(|instance| instance.slots).sum();
     let mut conditions = old.conditions.clone();
     let generation = observed.pool.metadata.generation;
     condition::merge(&mut conditions, &findings(observed), generation, observed.now);
@@ -53,11 +53,11 @@ pub fn status(observed: &Observed<'_>) -> RunnerPoolStatus {
         system_id: observed.identity.as_ref().map(|(_, id)| id.clone()).or(old.system_id.clone()),
         holder: Some(observed.holder.to_owned()),
         epoch: Some(observed.epoch),
-        jobs: Some(format!("{}/{}", observed.view.claimants.len(), spec.concurrency)),
+        jobs: Some(format!("{}/{}", observed.view.occupancy.jobs(), spec.concurrency)),
         instances: Some(format!("{ready_hosts}/{}", spec.provider.fixed.hosts.len())),
-        slots: Some(format!("{}/{slots}", observed.view.free().len())),
+        slots: Some(format!("{}/{}", observed.view.free_count(), observed.view.slots())),
         environments: EnvironmentCounts {
-            hot: u32::try_from(observed.view.sleepers.len()).unwrap_or(u32::MAX),
+            hot: u32::try_from(observed.view.occupancy.environments()).unwrap_or(u32::MAX),
         },
         hosts: hosts(observed, &old.hosts),
         conditions,
@@ -165,7 +165,7 @@ fn ready(needed: &[&Finding], observed: &Observed<'_>) -> Finding {
 }
 
 fn deleting(observed: &Observed<'_>) -> String {
-    let (jobs, environments) = (observed.view.claimants.len(), observed.view.sleepers.len());
+    let (jobs, environments) = (observed.view.occupancy.jobs(), observed.view.occupancy.environments());
     match (jobs, environments) {
         (0, 0) if observed.asking => "waiting for GitLab to answer the last request for a job".to_owned(),
         (0, 0) => "the hosts are being given back".to_owned(),
@@ -286,11 +286,11 @@ fn polling(observed: &Observed<'_>) -> Finding {
     Finding::new(POLLING, false, reason, message)
 }
 
-fn capacity(view: &View) -> Finding {
-    let free = view.free().len();
+fn capacity(view: &View<'_>) -> Finding {
+    let free = view.free_count();
     if free > 0 {
         Finding::new(CAPACITY_AVAILABLE, true, "SlotsFree", "a job can be placed now")
-    } else if view.asleep() > 0 {
+    } else if view.occupancy.asleep() > 0 {
         Finding::new(
             CAPACITY_AVAILABLE,
             false,
@@ -302,14 +302,11 @@ fn capacity(view: &View) -> Finding {
     }
 }
 
-fn slots_clean(view: &View) -> Finding {
+fn slots_clean(view: &View<'_>) -> Finding {
     let there = |slot: &&Slot| view.instances.iter().any(|instance| instance.name == slot.instance);
-    let slots: Vec<String> = view
-        .quarantined
-        .iter()
-        .filter(there)
-        .map(|slot| format!("slot {} of {}", slot.index, slot.instance))
-        .collect();
+    let quarantined: BTreeSet<&Slot> = view.occupancy.quarantined().filter(there).collect();
+    let slots: Vec<String> =
+        quarantined.into_iter().map(|slot| format!("slot {} of {}", slot.index, slot.instance)).collect();
     if slots.is_empty() {
         return Finding::new(
             SLOTS_CLEAN,
@@ -331,7 +328,7 @@ fn slots_clean(view: &View) -> Finding {
 }
 
 fn drained(observed: &Observed<'_>) -> Finding {
-    match (observed.pool.spec.mode, observed.view.claimants.len()) {
+    match (observed.pool.spec.mode, observed.view.occupancy.jobs()) {
         (Mode::Draining, 0) if observed.asking => Finding::new(
             DRAINED,
             false,

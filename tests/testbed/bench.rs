@@ -6,13 +6,17 @@
 
 use anyhow::Result;
 
+mod arrivals;
 mod budget;
 mod figures;
 mod latency;
 mod load;
 mod machine;
+mod open_jobs;
+mod sleepers;
 mod takeover;
 mod throughput;
+mod usage;
 mod workspace;
 mod writes;
 
@@ -35,7 +39,8 @@ impl Options {
 }
 
 /// The names of all measurements, in the order they are made.
-pub const MEASUREMENTS: [&str; 5] = ["writes", "latency", "resume", "throughput", "takeover"];
+pub const MEASUREMENTS: [&str; 7] =
+    ["writes", "latency", "resume", "throughput", "takeover", "open-jobs", "environments"];
 
 /// Measures and reports; whether all that was measured is within its budget.
 pub async fn run(options: Options) -> Result<bool> {
@@ -54,6 +59,8 @@ pub async fn run(options: Options) -> Result<bool> {
             "latency" => latency::measure(&options, &mut report).await,
             "resume" => workspace::measure(&options, &mut report).await,
             "throughput" => throughput::measure(&options, &mut report).await,
+            "open-jobs" => open_jobs::measure(&options, &mut report).await,
+            "environments" => sleepers::measure(&options, &mut report).await,
             _ => takeover::measure(&options, &mut report).await,
         };
         // One that cannot be made says nothing about the others.

@@ -5,7 +5,9 @@
 mod bed;
 mod bench;
 mod control_plane;
+mod crowd;
 mod demo;
+mod fake_host;
 mod gitlab;
 mod hosts;
 mod operator;

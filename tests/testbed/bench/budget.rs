@@ -59,6 +59,45 @@ struct Line {
     samples: Vec<f64>,
 }
 
+/// Figures against the size of something, for a table and a plot.
+#[derive(Debug, Serialize)]
+pub struct Series {
+    name: &'static str,
+    of: &'static str,
+    unit: &'static str,
+    points: Vec<(f64, f64)>,
+}
+
+impl Series {
+    /// An empty one.
+    pub fn new(name: &'static str, of: &'static str, unit: &'static str) -> Self {
+        Self { name, of, unit, points: Vec::new() }
+    }
+
+    /// Adds a figure and prints it.
+    pub fn add(&mut self, x: f64, y: f64) {
+        println!(
+            "figure {} {} {}: {} {}",
+            self.name,
+            figures::shown(x),
+            self.of,
+            figures::shown(y),
+            self.unit
+        );
+        self.points.push((x, y));
+    }
+
+    /// The figure added last.
+    pub fn last(&self) -> Option<f64> {
+        self.points.last().map(|(_, y)| *y)
+    }
+
+    /// The figure at a size.
+    pub fn at(&self, x: f64) -> Option<f64> {
+        self.points.iter().find(|(known, _)| known.total_cmp(&x).is_eq()).map(|(_, y)| *y)
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Failure {
     measurement: &'static str,
@@ -73,6 +112,7 @@ pub struct Report {
     quick: bool,
     machine: Machine,
     budgets: Vec<Line>,
+    series: Vec<Series>,
     failures: Vec<Failure>,
 }
 
@@ -80,7 +120,14 @@ impl Report {
     /// An empty one.
     pub fn new(quick: bool) -> Result<Self> {
         let machine = Machine::look()?;
-        Ok(Self { at: Timestamp::now(), quick, machine, budgets: Vec::new(), failures: Vec::new() })
+        Ok(Self {
+            at: Timestamp::now(),
+            quick,
+            machine,
+            budgets: Vec::new(),
+            series: Vec::new(),
+            failures: Vec::new(),
+        })
     }
 
     /// Compares a figure with its budget and prints the line.
@@ -98,6 +145,11 @@ impl Report {
             method: method.into(),
             samples: samples.to_vec(),
         });
+    }
+
+    /// Keeps a series.
+    pub fn plot(&mut self, series: Series) {
+        self.series.push(series);
     }
 
     /// Notes a measurement that could not be made.

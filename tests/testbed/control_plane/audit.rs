@@ -1,10 +1,11 @@
 //! Counts what was written to the API server, from its audit log.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 use serde::Deserialize;
 
 /// One request that changes something.
@@ -33,17 +34,53 @@ impl Write {
 
 /// All writes that have been answered so far, in the order of their answers; refused and failed ones too.
 pub fn writes(log: &Path) -> Result<Vec<Write>> {
-    let file = File::open(log).with_context(|| format!("failed to open {}", log.display()))?;
+    Ok(entries(log, 0)?.into_iter().filter_map(Entry::into_write).collect())
+}
+
+/// A request of any kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// When it came.
+    pub at: Timestamp,
+    /// Who asked.
+    pub user: String,
+    /// What was asked, such as `get` or `delete`.
+    pub verb: String,
+    /// Plural name; empty for pages that are no resource.
+    pub resource: String,
+    /// Empty for lists and for resources of the whole cluster.
+    pub name: String,
+}
+
+/// How long the log is: where [`calls`] of what is still to come begin.
+pub fn length(log: &Path) -> Result<u64> {
+    Ok(std::fs::metadata(log)?.len())
+}
+
+/// All requests that were answered after the log had this length.
+pub fn calls(log: &Path, from: u64) -> Result<Vec<Call>> {
+    let calls = entries(log, from)?.into_iter().map(|entry| {
+        let object = entry.object_ref.unwrap_or_default();
+        Call {
+            at: entry.request_received_timestamp,
+            user: entry.user.username,
+            verb: entry.verb,
+            resource: object.resource,
+            name: object.name,
+        }
+    });
+    Ok(calls.collect())
+}
+
+fn entries(log: &Path, from: u64) -> Result<Vec<Entry>> {
+    let mut file = File::open(log).with_context(|| format!("failed to open {}", log.display()))?;
+    file.seek(SeekFrom::Start(from))?;
     let mut found = Vec::new();
     for line in BufReader::new(file).lines() {
         let line = line?;
         // The server may be in the middle of its last line.
-        if !line.ends_with('}') {
-            continue;
-        }
-        let entry: Entry = serde_json::from_str(&line).context("failed to read a line of the audit log")?;
-        if let Some(write) = entry.into_write() {
-            found.push(write);
+        if line.ends_with('}') {
+            found.push(serde_json::from_str(&line).context("failed to read a line of the audit log")?);
         }
     }
     Ok(found)
@@ -52,6 +89,7 @@ pub fn writes(log: &Path) -> Result<Vec<Write>> {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry {
+    request_received_timestamp: Timestamp,
     verb: String,
     user: User,
     object_ref: Option<ObjectRef>,
