@@ -153,3 +153,30 @@ fn the_supervisor_knows_nothing_of_kubernetes_and_the_operator_nothing_of_its_in
     }
     Ok(())
 }
+
+#[test]
+fn what_the_documents_promise_is_held_by_tests_that_exist() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = fs::read_to_string(root.join("docs/reliability.md"))?;
+    let tests = sources(&root.join("tests"))?;
+    let mut named = 0;
+    for word in document.split('`').skip(1).step_by(2).filter(|word| word.contains("::")) {
+        let (module, name) = word.rsplit_once("::").context("a path")?;
+        let file = format!("{}.rs", module.replace("::", "/"));
+        let text = tests.iter().find(|(path, _)| *path == file).map(|(_, text)| text);
+        // A whole module is named by its path.
+        let exists = text.is_some_and(|text| text.contains(&format!("fn {name}(")))
+            || tests.iter().any(|(path, _)| *path == format!("{}.rs", word.replace("::", "/")));
+        ensure!(exists, "docs/reliability.md names {word}, which is no test");
+        named += 1;
+    }
+    ensure!(named > 30, "only {named} tests are named");
+    let listed = fs::read_to_string(root.join("src/deed.rs"))?;
+    let (_, listed) = listed.split_once("points! {").context("the list of points")?;
+    for point in
+        listed.lines().filter_map(|line| line.trim().split('"').nth(1)).filter(|name| name.contains('-'))
+    {
+        ensure!(document.contains(&format!("`{point}`")), "docs/reliability.md does not tell of {point}");
+    }
+    Ok(())
+}
