@@ -126,6 +126,7 @@ points! {
         PayloadSaved "payload-saved" "(2) Secrets with the job's payload."
         EnvironmentBound "environment-bound" "(3) SuspendedEnvironment status: bound to the lease that resumes it."
         LeaseAssigned "lease-assigned" "(4) JobLease status Assigned: instance and slot."
+        LeaseDisplaced "lease-displaced" "(4a) JobLease status Accepted again: its slot is kept by what no object knows."
         RunningTold "running-told" "(5) GitLab: the job runs."
         JobStarted "job-started" "(6) Host: the job is started."
         LeaseRunning "lease-running" "(7) JobLease status Running: never started again."

@@ -8,6 +8,7 @@
 //! | (1) JobLease, (2) payload Secrets | `pool::intake` | the next holder drives the lease; without (2) it is closed |
 //! | (3) environment bound, on a resume | the next holder finds itself bound and goes on |
 //! | (4) status Assigned: instance and slot | the next holder confirms and starts there; starting twice is once |
+//! | (4a) status Accepted again: the host has refused the slot, nothing was started | the next holder looks for another |
 //! | (5) GitLab: running | said again; GitLab takes it from the same manager |
 //! | (6) host: start | the host has the job; starting again attaches |
 //! | (7) status Running | the next holder attaches, and never starts again |
@@ -342,7 +343,11 @@ impl Driver {
                 ending.failure
             }
             Step::Finalizing { ending, .. } => ending.failure,
-            Step::Assigned { .. } | Step::Running | Step::Tail { .. } | Step::SlotSeenClean => None,
+            Step::Assigned { .. }
+            | Step::Displaced
+            | Step::Running
+            | Step::Tail { .. }
+            | Step::SlotSeenClean => None,
         };
         self.held.settle_reservation(&self.lease.name_any());
         // (12)

@@ -12,6 +12,7 @@ use crate::testbed::wait::until;
 
 mod fence;
 mod outage;
+mod restore;
 mod spread;
 
 /// Time for a change of the holder on a busy machine: far above what it takes.

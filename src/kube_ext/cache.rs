@@ -14,6 +14,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event};
@@ -118,6 +119,10 @@ impl<K> Cache<K> {
     }
 }
 
+/// From a broken watch to the next list, and the longest this grows to when watches break at once.
+const PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
 /// Most uids of deleted objects remembered; far more than can be in flight between a delete and its event.
 const DELETED_REMEMBERED: usize = 10_000;
 
@@ -210,8 +215,8 @@ where
         let _ = self.inner.synced.subscribe().wait_for(|synced| *synced).await;
     }
 
-    /// Follows the API server until cancelled. Errors are logged and the watch starts again with a backoff; when
-    /// `rewound` moves it starts again with a list, since a watch from a version that is no more shows nothing.
+    /// Follows the API server until cancelled. A watch that broke starts again with a list, as it does when `rewound`
+    /// moves: the API server may have been restored meanwhile, and a watch from a version that is no more shows nothing.
     pub async fn follow(
         self,
         api: Api<K>,
@@ -219,8 +224,14 @@ where
         mut rewound: signal::Receiver<u64>,
         cancel: CancellationToken,
     ) {
+        let mut pause = Duration::ZERO;
         loop {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = cancel.cancelled() => return,
+            }
             rewound.borrow_and_update();
+            let begun = Instant::now();
             let stream = watch(api.clone(), config.clone()).default_backoff();
             futures::pin_mut!(stream);
             loop {
@@ -235,10 +246,18 @@ where
                     Some(Ok(event)) => self.on(event),
                     Some(Err(error)) => {
                         tracing::warn!(kind = %K::kind(&()), %error, "the watch broke; starting it again");
+                        if matches!(
+                            error,
+                            watcher::Error::WatchStartFailed(_) | watcher::Error::WatchFailed(_)
+                        ) {
+                            break;
+                        }
                     }
                     None => return,
                 }
             }
+            let lasted = begun.elapsed() >= LONGEST_PAUSE;
+            pause = if lasted { PAUSE } else { (pause * 2).clamp(PAUSE, LONGEST_PAUSE) };
         }
     }
 

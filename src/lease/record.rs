@@ -21,6 +21,8 @@ pub enum Step {
         /// Slot index.
         slot: u32,
     },
+    /// Its host has refused to start it: the slot is kept by what no object knows. It waits for another.
+    Displaced,
     /// The supervisor runs the job. From now on it is never started again, only attached to.
     Running,
     /// The end of the log is written by the operator, from this offset.
@@ -84,6 +86,7 @@ impl Step {
     pub fn point(&self) -> Point {
         match self {
             Self::Assigned { .. } => Point::LeaseAssigned,
+            Self::Displaced => Point::LeaseDisplaced,
             Self::Running => Point::LeaseRunning,
             Self::Tail { .. } => Point::TailRecorded,
             Self::Finalizing { .. } => Point::ResultRecorded,
@@ -132,6 +135,11 @@ pub fn after(
             status.instance = Some(instance.clone());
             status.slot = Some(*slot);
         }
+        Step::Displaced => {
+            status.phase = Some(LeasePhase::Accepted);
+            status.instance = None;
+            status.slot = None;
+        }
         Step::Running => status.phase = Some(LeasePhase::Running),
         Step::Tail { offset, reason, message } => {
             status.phase = Some(LeasePhase::Finalizing);
@@ -177,6 +185,7 @@ fn slot(step: &Step) -> Option<Finding> {
             Some(Finding::new(SLOT_CLEAN, true, "SeenClean", "nothing of the job is left on its slot"))
         }
         Step::Assigned { .. }
+        | Step::Displaced
         | Step::Running
         | Step::Tail { .. }
         | Step::Finalizing { .. }

@@ -22,6 +22,7 @@ use crate::gitlab::reason::FailureReason;
 use crate::gitlab::trace::Trace;
 use crate::host::link::{Attached, Link, LinkError};
 use crate::pool::inventory;
+use crate::pool::slots::Slot;
 use crate::spool::FORMAT;
 use crate::spool::order::{JobOrder, RunnerFacts};
 use crate::spool::verb::RefusalReason;
@@ -215,7 +216,7 @@ fn build_order(driver: &Driver, link: &Link) -> JobOrder {
 }
 
 /// What a refusal of the supervisor means for the job.
-async fn understand(driver: &Driver, link: &Arc<Link>, error: LinkError) -> Unattached {
+async fn understand(driver: &mut Driver, link: &Arc<Link>, error: LinkError) -> Unattached {
     let resumes = driver.lease.spec.resume_from.is_some();
     let unavailable = |message: String| Unattached::Refused {
         reason: FailureReason::RuntimeEnvironmentUnavailable,
@@ -227,9 +228,21 @@ async fn understand(driver: &Driver, link: &Arc<Link>, error: LinkError) -> Unat
     match refusal.reason {
         RefusalReason::StaleEpoch { .. } => Unattached::Drive(error.into()),
         RefusalReason::SlotTaken => {
-            // A job that is over may not have been removed there yet. Once it is, this one starts.
-            if let Some((instance, _)) = driver.lease.place() {
+            // A job that is over may not have been removed there yet. Once it is, this one starts. What no object
+            // knows is not removed at first sight: this one starts elsewhere.
+            if let Some((instance, index)) = driver.lease.place() {
+                let slot = Slot { instance: instance.to_owned(), index };
                 inventory::tidy_now(&driver.held, instance, link).await;
+                if !resumes && driver.held.book(|book| book.occupancy.is_strangers(&slot)) {
+                    tracing::warn!(
+                        instance = slot.instance,
+                        index,
+                        "the slot is kept by what no object knows"
+                    );
+                    if let Err(error) = driver.record(&Step::Displaced).await {
+                        return Unattached::Drive(error);
+                    }
+                }
             }
             Unattached::Drive(error.into())
         }

@@ -97,6 +97,7 @@ impl Book {
         let Some(lease) = lease else { return };
         let accepted_at = lease.spec.accepted_at.0;
         let environment = lease.spec.environment_id.clone();
+        self.occupancy.know(&environment);
         self.by_environment.insert((environment.clone(), name.to_owned()));
         if !lease.phase().is_open() && lease.metadata.deletion_timestamp.is_none() {
             self.over.insert((accepted_at, name.to_owned()));
@@ -122,6 +123,9 @@ impl Book {
                 }
             }),
         );
+        if let Some(environment) = environment {
+            self.occupancy.know(&environment.spec.environment_id);
+        }
         if environment.is_none() {
             self.environment_agenda.at(name, None);
             self.drop_step(name);

@@ -39,6 +39,8 @@ struct Inventory {
     link: Weak<Link>,
     asked_at: Option<Instant>,
     words: Option<BTreeMap<String, HostWord>>,
+    /// The slot of each environment that was listed.
+    slots: BTreeMap<String, u32>,
     /// When unknown environments were first seen. Forgotten at a take-over, which only makes a removal later.
     first_seen: BTreeMap<String, Timestamp>,
 }
@@ -62,6 +64,17 @@ impl Inventories {
                 None => words.remove(environment),
             };
         }
+        if let Some(inventory) = by_host.get_mut(host).filter(|_| word.is_none()) {
+            inventory.first_seen.remove(environment);
+        }
+    }
+
+    /// Environments on a host that no object knew at its last list, with their slots.
+    fn strangers(&self, host: &str) -> Vec<(String, u32)> {
+        let by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(inventory) = by_host.get(host) else { return Vec::new() };
+        let slot = |id: &String| Some((id.clone(), *inventory.slots.get(id)?));
+        inventory.first_seen.keys().filter_map(slot).collect()
     }
 
     fn is_due(&self, host: &str, link: &Arc<Link>, interval: Duration) -> bool {
@@ -83,7 +96,10 @@ impl Inventories {
             .map(|listed| (listed.environment.environment.clone(), word(listed, boot_id)))
             .collect();
         let mut by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = by_host.entry(host.to_owned()).or_default().words.replace(words.clone());
+        let inventory = by_host.entry(host.to_owned()).or_default();
+        let slot = |listed: &Listed| (listed.environment.environment.clone(), listed.environment.slot);
+        inventory.slots = listed.iter().map(slot).collect();
+        let before = inventory.words.replace(words.clone());
         let Some(before) = before else { return words.into_keys().collect() };
         let ids: BTreeSet<&String> = before.keys().chain(words.keys()).collect();
         ids.into_iter().filter(|id| before.get(*id) != words.get(*id)).cloned().collect()
@@ -200,6 +216,8 @@ async fn tidy(held: &Held, host: &str, link: &Link, doubted: Vec<Arc<JobLease>>)
             }
         }
     }
+    let strangers = held.inventories.strangers(host);
+    held.book(|book| book.occupancy.set_strangers(host, strangers));
     lift_quarantine(held, host, doubted).await;
 }
 

@@ -61,6 +61,8 @@ pub struct Occupancy {
     sleepers: BTreeMap<String, Sleeper>,
     /// Slots whose last job has ended without a word of its host, by that job's lease: what is left there is not known.
     quarantined: BTreeMap<String, Slot>,
+    /// Slots that environments keep which no object knows, by their hosts' lists.
+    strangers: BTreeMap<String, Slot>,
     /// Who says so, of each slot that somebody owns or that is in quarantine.
     owners: BTreeMap<String, BTreeMap<u32, BTreeSet<Owner>>>,
     /// Claimants that may get any free slot, the longest waiting first.
@@ -86,6 +88,8 @@ enum Object {
     Environment(String),
     /// A lease that is over.
     Quarantine(String),
+    /// None but the host's own record.
+    Stranger,
 }
 
 /// All that slots are decided from: possibly a moment old, but never older than this process's own writes.
@@ -150,6 +154,32 @@ impl Occupancy {
         }
     }
 
+    /// What an instance's list has shown that no object knows: environments with their slots.
+    pub fn set_strangers(&mut self, instance: &str, listed: Vec<(String, u32)>) {
+        let of_instance = self.strangers.iter().filter(|(_, slot)| slot.instance == instance);
+        let before: Vec<String> = of_instance.map(|(environment, _)| environment.clone()).collect();
+        for environment in before {
+            self.know(&environment);
+        }
+        for (environment, index) in listed {
+            let slot = Slot { instance: instance.to_owned(), index };
+            self.own(&slot, &environment, Object::Stranger);
+            self.strangers.insert(environment, slot);
+        }
+    }
+
+    /// An object of that environment has shown up.
+    pub fn know(&mut self, environment: &str) {
+        if let Some(slot) = self.strangers.remove(environment) {
+            self.disown(&slot, environment, Object::Stranger);
+        }
+    }
+
+    /// Whether a slot is kept by what no object knows.
+    pub fn is_strangers(&self, slot: &Slot) -> bool {
+        self.strangers.values().any(|kept| kept == slot)
+    }
+
     /// Slots in quarantine.
     pub fn quarantined(&self) -> impl Iterator<Item = &Slot> {
         self.quarantined.values()
@@ -159,7 +189,7 @@ impl Occupancy {
     pub fn quarantines_on(&self, instance: &str) -> impl Iterator<Item = &str> {
         self.objects_on(instance).filter_map(|object| match object {
             Object::Quarantine(name) => Some(name.as_str()),
-            Object::Lease(_) | Object::Environment(_) => None,
+            Object::Lease(_) | Object::Environment(_) | Object::Stranger => None,
         })
     }
 
@@ -211,7 +241,7 @@ impl Occupancy {
     pub fn leases_on(&self, instance: &str) -> impl Iterator<Item = &str> {
         self.objects_on(instance).filter_map(|object| match object {
             Object::Lease(name) => Some(name.as_str()),
-            Object::Environment(_) | Object::Quarantine(_) => None,
+            Object::Environment(_) | Object::Quarantine(_) | Object::Stranger => None,
         })
     }
 
@@ -219,7 +249,7 @@ impl Occupancy {
     pub fn environments_on(&self, instance: &str) -> impl Iterator<Item = &str> {
         self.objects_on(instance).filter_map(|object| match object {
             Object::Environment(name) => Some(name.as_str()),
-            Object::Lease(_) | Object::Quarantine(_) => None,
+            Object::Lease(_) | Object::Quarantine(_) | Object::Stranger => None,
         })
     }
 
