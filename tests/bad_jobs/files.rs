@@ -10,7 +10,7 @@ use crate::traces::{self, on, told, until_on};
 /// Everything a folder can be made of by somebody without privileges.
 const ODD: &str = "mkdir -p odd && cd odd && touch -- $'new\\nline' -rf '*' $'\\377\\376' ' ' \"$(printf 'x%.0s' $(seq 250))\" \
      && mkfifo pipe && ln -s / root && ln -s loop loop && mkdir -p -- -- $'\\001' && cd .. \
-     && (for i in $(seq 1 1500); do mkdir deep-folder-of-some-length && cd deep-folder-of-some-length || exit 3; done; touch bottom)";
+     && (for i in $(seq 1 200); do mkdir deep-folder-of-some-length && cd deep-folder-of-some-length || exit 3; done; touch bottom)";
 const CLOSED: &str =
     "mkdir -p closed/within && touch closed/within/file && chmod -R a-w . && chmod 000 closed/within";
 
