@@ -53,6 +53,7 @@ soak: packages tools supervisor ## Run the random and repeated tests at their fu
 	@PROPTEST_CASES=20000 cargo test --locked --lib
 	@PROPTEST_CASES=20000 cargo test --locked --no-default-features --features supervisor --lib
 	@for round in $$(seq 1 10); do echo "--- round $$round of 10"; cargo test --locked --test dormouse -- main_job; done
+	@DORMOUSE_OUTAGE_SECONDS=300 cargo test --locked --test dormouse -- conversation::outage
 	@cargo test --locked --test dormouse -- --ignored --exact --nocapture chaos::soak
 
 image: ## Build the container image and write it as an OCI archive to target/dormouse-image.tar

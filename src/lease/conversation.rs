@@ -26,7 +26,7 @@ use crate::gitlab::wire::ServerFeatures;
 use crate::pool::Held;
 
 /// An answer that takes longer counts as slow: a host's stream is then read on whether or not there is room.
-const SLOW: Duration = Duration::from_secs(2);
+const SLOW: Duration = Duration::from_secs(1);
 
 /// The conversation about one job.
 pub struct Conversation {

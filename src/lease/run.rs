@@ -52,12 +52,17 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
         lost_since = None;
         loop {
             match stream(driver, &link, &mut streaming).await? {
-                Streamed::Open(record) => {
+                Streamed::Open(_) | Streamed::Dead(_) if !driver.held.tenure().may_act() => {
+                    // Nobody reads the stream while this lasts, and it would hold up all others of its connection.
+                    // A new one begins with the same record.
+                    streaming.attached = None;
                     driver.until_acting(&mut streaming.trace).await;
+                    break;
+                }
+                Streamed::Open(record) => {
                     streaming.conclusion = Some(conclude(driver, &link, &record).await?);
                 }
                 Streamed::Dead(record) => {
-                    driver.until_acting(&mut streaming.trace).await;
                     match bury(driver, &link, &record).await {
                         Ok(conclusion) => streaming.conclusion = Some(conclusion),
                         Err(DriveError::Host(error)) if error.is_hosts_own() => {
