@@ -62,19 +62,17 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
                 Streamed::Open(record) => {
                     streaming.conclusion = Some(conclude(driver, &link, &record).await?);
                 }
-                Streamed::Dead(record) => {
-                    match bury(driver, &link, &record).await {
-                        Ok(conclusion) => streaming.conclusion = Some(conclusion),
-                        Err(DriveError::Host(error)) if error.is_hosts_own() => {
-                            match drain(driver, &mut streaming.trace).await {
-                                Drained::Whole => return speak_for(driver, &error).await,
-                                Drained::Unwanted => return abandon_on(driver, &link).await,
-                                Drained::Reread => break,
-                            }
+                Streamed::Dead(record) => match bury(driver, &link, &record).await {
+                    Ok(conclusion) => streaming.conclusion = Some(conclusion),
+                    Err(DriveError::Host(error)) if error.is_hosts_own() => {
+                        match drain(driver, &mut streaming.trace).await {
+                            Drained::Whole => return speak_for(driver, &error).await,
+                            Drained::Unwanted => return abandon_on(driver, &link).await,
+                            Drained::Reread => break,
                         }
-                        Err(error) => return Err(error),
                     }
-                }
+                    Err(error) => return Err(error),
+                },
                 Streamed::Sealed(record) => {
                     driver.until_acting(&mut streaming.trace).await;
                     streaming.conclusion = Some(conclude_sealed(driver, &link, &record).await?);
@@ -304,7 +302,7 @@ async fn drain(driver: &mut Driver, trace: &mut Trace) -> Drained {
         }
     }
     // What came while GitLab was slow was let go, and is read again.
-    if trace.reread_from().is_some() { Drained::Reread } else { Drained::Whole }
+    if trace.lacks_more() { Drained::Reread } else { Drained::Whole }
 }
 
 /// The process that ran the job is gone and its host takes no last words, since its disk is full or fails: GitLab has
