@@ -248,7 +248,7 @@ async fn a_host_refuses_a_holder_of_an_older_epoch() -> Result<()> {
     let said = async |verb: &str| {
         let command = format!(
             "for folder in /var/lib/dormouse ~/.dormouse; do test -d $folder/bin && \
-             $folder/bin/dormouse-supervisor-* --state-dir $folder {verb} --epoch 0; done; true"
+             echo '\"x\"' | $folder/bin/dormouse-supervisor-* --state-dir $folder {verb} --epoch 0; done; true"
         );
         let output = stage.hosts[0].ssh(&command).await?;
         anyhow::Ok(String::from_utf8_lossy(&output.stdout).into_owned())

@@ -23,12 +23,12 @@ async fn goes_on(
     death: &Death,
     meanwhile: impl AsyncFnOnce(&Stage) -> Result<()>,
 ) -> Result<()> {
-    let go = format!("/tmp/go-{}", death.name());
+    let go = format!("/tmp/go-on-{}", death.name());
     let script = format!("echo begun; while [ ! -e {go} ]; do sleep 0.05; done; echo ended");
     let id = stage.gitlab.enqueue(JobSpec::new(death.name()).script([script]));
     stage.until_log(id, "begun").await?;
     meanwhile(stage).await?;
-    on(&stage.hosts[0], &format!("touch {go}")).await?;
+    stage.touch(&go).await?;
     let over = stage.until_over(id).await?;
     ensure!(over.state == JobState::Success, "{}", told(&over));
     for word in ["begun", "ended"] {
