@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -71,7 +72,8 @@ pub fn own_scope(path: &Path) -> Option<&Path> {
 
 /// Makes the folder and sees whether processes can be moved in and controlled by a file of it.
 fn make_usable(path: &Path, control: &str) -> bool {
-    match fs::create_dir(path) {
+    // A neighbour has no business with the numbers of a job's processes either.
+    match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return false,
         Ok(()) | Err(_) => {}
     }
