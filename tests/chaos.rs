@@ -148,7 +148,8 @@ async fn soak() -> Result<()> {
     let seed = Seed::pick()?;
     println!("{seed}");
     let cluster = Cluster::own("soak").await?;
-    let stage = Stage::start_on(cluster, "soak", setting(Duration::from_secs(120)).paths()).await?;
+    let mut stage = Stage::start_on(cluster, "soak", setting(Duration::from_secs(120)).paths()).await?;
+    stage.standby = Some(stage.start_operator("operator-b").await?);
     let before = Holdings::at_rest(&stage).await?;
     let mut earlier = Vec::new();
     let mut left = kills_wanted("DORMOUSE_SOAK_KILLS", 1000)?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::testbed::operator::Operator;
 use crate::testbed::stage::Stage;
 use crate::testbed::wait::until;
 
@@ -21,16 +22,16 @@ pub enum Idle {
     Ignored,
 }
 
-/// Counts that a leak would raise.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Counts that a leak would raise, over all replicas: which of them holds the pool makes no difference.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holdings {
-    /// Open files of the operator, connections to hosts among them.
+    /// Open files, connections to hosts among them.
     files: usize,
-    /// Its connections to GitLab and the API server.
+    /// Connections to GitLab and the API server.
     http: usize,
-    /// Its threads.
+    /// Threads.
     threads: usize,
-    /// Its asynchronous tasks, connections to GitLab and the API server apart: each of those is one.
+    /// Asynchronous tasks, connections to GitLab and the API server apart: each of those is one.
     tasks: usize,
     /// Processes of sshd that serve a connection, on all hosts.
     sessions: usize,
@@ -72,17 +73,15 @@ impl Holdings {
     }
 
     async fn now(stage: &Stage) -> Result<Self> {
-        let process = format!("/proc/{}", stage.operator()?.pid().context("the operator does not run")?);
-        let (files, http) = files(&process, &servers(stage)?)?;
-        let mut holdings = Self {
-            files,
-            http,
-            tasks: tasks(stage).await?.saturating_sub(http),
-            threads: fs::read_dir(format!("{process}/task"))?.count(),
-            sessions: 0,
-            objects: 0,
-            folders: 0,
-        };
+        let mut holdings = Self::default();
+        for replica in stage.replicas() {
+            let process = format!("/proc/{}", replica.pid().context("a replica does not run")?);
+            let (files, http) = files(&process, &servers(stage)?)?;
+            holdings.files += files;
+            holdings.http += http;
+            holdings.tasks += tasks(replica).await?.saturating_sub(http);
+            holdings.threads += fs::read_dir(format!("{process}/task"))?.count();
+        }
         for host in &stage.hosts {
             let sessions = host.exec_root("pgrep -c -x 'sshd|sshd-session' || true").await?;
             holdings.sessions += sessions.trim().parse::<usize>()?;
@@ -95,8 +94,8 @@ impl Holdings {
     }
 }
 
-async fn tasks(stage: &Stage) -> Result<usize> {
-    let metrics = stage.operator()?.metrics().await?;
+async fn tasks(replica: &Operator) -> Result<usize> {
+    let metrics = replica.metrics().await?;
     let tasks = metrics.lines().find_map(|line| line.strip_prefix("dormouse_tasks "));
     Ok(tasks.context("the operator does not count its tasks")?.parse()?)
 }

@@ -17,6 +17,8 @@ use crate::testbed::proxy::Line;
 
 /// Hosts of the stage.
 const HOSTS: usize = 4;
+/// Replicas, where everything goes wrong.
+const REPLICAS: usize = 2;
 
 /// Where all chance of a run comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,20 +87,27 @@ pub fn kills(seed: Seed, count: usize) -> Vec<Blow> {
             has_to_wait = number % 8 == runs_out;
             Blow {
                 pause: between(&mut dice, milliseconds),
-                mishaps: vec![Mishap::OperatorKilled { gives_up: !has_to_wait }],
+                mishaps: vec![Mishap::ReplicaKilled { replica: 0, gives_up: !has_to_wait }],
                 lasts: between(&mut dice, 0..400),
             }
         })
         .collect()
 }
 
-/// So many kills, and between them, or around them, everything else that must not cost a job.
+/// So many kills of either replica, and between them, or around them, everything else that must not cost a job.
 pub fn everything(seed: Seed, kills: usize) -> Vec<Blow> {
     let mut dice = seed.dice(2);
     let mut blows = Vec::new();
     for mut kill in self::kills(seed, kills) {
+        let victim = dice.random_range(0..REPLICAS);
+        for mishap in &mut kill.mishaps {
+            if let Mishap::ReplicaKilled { replica, .. } = mishap {
+                *replica = victim;
+            }
+        }
         if dice.random_range(0..10) == 0 {
-            kill.mishaps.insert(0, Mishap::ClockOff(dice.random_range(-3600..3600)));
+            let seconds = dice.random_range(-3600..3600);
+            kill.mishaps.insert(0, Mishap::ClockOff { replica: victim, seconds });
         }
         match dice.random_range(0..10) {
             0..2 => blows.extend([other(&mut dice), kill]),
@@ -149,8 +158,8 @@ fn other(dice: &mut StdRng) -> Blow {
             (Mishap::SshdRestarted(host, sessions), 500..10_000)
         }
         10 => (Mishap::HostFrozen(host), 500..10_000),
-        11 => (Mishap::OperatorTerminated, 0..1000),
-        _ => (Mishap::OperatorFrozen, 500..20_000),
+        11 => (Mishap::ReplicaTerminated(dice.random_range(0..REPLICAS)), 0..1000),
+        _ => (Mishap::ReplicaFrozen(dice.random_range(0..REPLICAS)), 500..20_000),
     };
     Blow { pause: between(dice, 100..1500), mishaps: vec![mishap], lasts: between(dice, milliseconds) }
 }
@@ -171,7 +180,7 @@ fn a_plan_is_its_seeds_and_no_others() {
 fn a_plan_has_as_many_kills_as_wanted_and_each_kind_of_mishap_comes_in_time() {
     let kills_in = |blows: &[Blow]| {
         let mishaps = blows.iter().flat_map(|blow| &blow.mishaps);
-        mishaps.filter(|mishap| matches!(mishap, Mishap::OperatorKilled { .. })).count()
+        mishaps.filter(|mishap| matches!(mishap, Mishap::ReplicaKilled { .. })).count()
     };
     assert_eq!(kills_in(&kills(Seed(1), 8)), 8);
     assert_eq!(kills_in(&everything(Seed(1), 500)), 500);

@@ -70,7 +70,9 @@ pub struct ClusterFacts {
     pub environments: Vec<Value>,
     /// Names of Secrets with a job's payload.
     pub payloads: Vec<String>,
-    /// Names of the Leases, of one pool and one operator.
+    /// Replicas that run.
+    pub replicas: usize,
+    /// Names of the Leases, of one pool and the replicas.
     pub claims: Vec<String>,
 }
 

@@ -9,21 +9,22 @@ use anyhow::{Context, Result};
 use super::control_plane::Part;
 use super::gitlab::{Action, Fault, FaultId, Target};
 use super::hosts::{Host, HostSpec};
+use super::operator::Operator;
 use super::proxy::Line;
 use super::stage::Stage;
 
 /// Something that goes wrong.
 #[derive(Clone, Debug)]
 pub enum Mishap {
-    /// SIGKILL of the stage's operator; at its end it is started again. `gives_up` says whether its Lease is given up
-    /// in its name: else the next holder waits until it has run out.
-    OperatorKilled { gives_up: bool },
-    /// SIGTERM, and started again at the end.
-    OperatorTerminated,
-    /// SIGSTOP, and SIGCONT at the end.
-    OperatorFrozen,
-    /// The operator's clock is off by so many seconds from its next start on, until it is set anew.
-    ClockOff(i64),
+    /// SIGKILL of a replica; at its end it is started again. `gives_up` says whether a Lease it held is given up in its
+    /// name: else the next holder waits until it has run out.
+    ReplicaKilled { replica: usize, gives_up: bool },
+    /// SIGTERM of a replica, and started again at the end.
+    ReplicaTerminated(usize),
+    /// SIGSTOP of a replica, and SIGCONT at the end.
+    ReplicaFrozen(usize),
+    /// A replica's clock is off by so many seconds from its next start on, until it is set anew.
+    ClockOff { replica: usize, seconds: i64 },
     /// The operators' way to the API server.
     ApiServerPath(Line),
     /// The operators' way to GitLab.
@@ -65,24 +66,48 @@ pub struct Trouble {
 impl Mishap {
     /// Lets it happen.
     pub async fn begin(self, stage: &Stage) -> Result<Trouble> {
+        self.excuse(stage);
         let begun = self.inflict(stage).await;
         let fault = begun.with_context(|| format!("{self:?} did not begin"))?;
         Ok(Trouble { mishap: self, fault })
     }
 
+    /// A holder that takes over while it lasts, or after it, does not know what GitLab was told. What GitLab itself or
+    /// its own connections do, the stand-in excuses by itself.
+    fn excuse(&self, stage: &Stage) {
+        match self {
+            Self::ReplicaKilled { .. }
+            | Self::ReplicaTerminated(_)
+            | Self::ReplicaFrozen(_)
+            | Self::ApiServerPath(_)
+            | Self::GitLabPath(_)
+            | Self::PartKilled(_)
+            | Self::PartFrozen(_) => stage.gitlab.client_restarted(),
+            Self::ClockOff { .. }
+            | Self::GitLabDown
+            | Self::GitLab(..)
+            | Self::HostPath(..)
+            | Self::HostReset(_)
+            | Self::SshdRestarted(..)
+            | Self::SessionsKilled(_)
+            | Self::HostFrozen(_)
+            | Self::HostOff(_)
+            | Self::DiskFull(..)
+            | Self::ReadOnly(..) => {}
+        }
+    }
+
     async fn inflict(&self, stage: &Stage) -> Result<Option<FaultId>> {
         match self {
-            Self::OperatorKilled { .. } => stage.operator()?.kill()?,
-            Self::OperatorTerminated => stage.operator()?.terminate().await?,
-            Self::OperatorFrozen => stage.operator()?.freeze()?,
-            Self::ClockOff(seconds) => {
-                stage.operator()?.set_variable("DORMOUSE_CLOCK_OFFSET_SECONDS", Some(&seconds.to_string()));
+            Self::ReplicaKilled { replica, .. } => stage.replica(*replica)?.kill()?,
+            Self::ReplicaTerminated(replica) => stage.replica(*replica)?.terminate().await?,
+            Self::ReplicaFrozen(replica) => stage.replica(*replica)?.freeze()?,
+            Self::ClockOff { replica, seconds } => {
+                let replica = stage.replica(*replica)?;
+                replica.set_variable("DORMOUSE_CLOCK_OFFSET_SECONDS", Some(&seconds.to_string()));
             }
             Self::ApiServerPath(line) => stage.paths()?.api_server.set(*line).await?,
-            Self::GitLabPath(line) => {
-                stage.gitlab.client_restarted();
-                stage.paths()?.gitlab.set(*line).await?;
-            }
+            Self::GitLabPath(line) => stage.paths()?.gitlab.set(*line).await?,
             Self::PartKilled(part) => stage.cluster.control_plane.kill(*part)?,
             Self::PartFrozen(part) => stage.cluster.control_plane.freeze(*part)?,
             Self::GitLabDown => stage.gitlab.down().await?,
@@ -108,44 +133,30 @@ impl Trouble {
         &self.mishap
     }
 
-    /// Makes it good again. An operator that may have stopped, or lost the pool, may tell GitLab again what the one
-    /// before it has told.
+    /// Makes it good again.
     pub async fn end(self, stage: &Stage) -> Result<()> {
+        self.mishap.excuse(stage);
         self.heal(stage).await.with_context(|| format!("{:?} did not end", self.mishap))
     }
 
     async fn heal(&self, stage: &Stage) -> Result<()> {
         match &self.mishap {
-            Mishap::OperatorKilled { gives_up } => {
-                stage.gitlab.client_restarted();
+            Mishap::ReplicaKilled { replica, gives_up } => {
                 if *gives_up {
-                    stage.give_up_lease().await?;
+                    stage.give_up_lease_of(stage.replica(*replica)?.name()).await?;
                 }
-                start_again(stage).await
+                start_again(stage.replica(*replica)?).await
             }
-            Mishap::OperatorTerminated => {
-                stage.gitlab.client_restarted();
-                start_again(stage).await
-            }
-            Mishap::OperatorFrozen => {
-                stage.gitlab.client_restarted();
+            Mishap::ReplicaTerminated(replica) => start_again(stage.replica(*replica)?).await,
+            Mishap::ReplicaFrozen(replica) => {
+                let replica = stage.replica(*replica)?;
                 // It may have been killed meanwhile, and is started again where that ends.
-                if stage.operator()?.pid().is_some() { stage.operator()?.thaw() } else { Ok(()) }
+                if replica.pid().is_some() { replica.thaw() } else { Ok(()) }
             }
-            Mishap::ApiServerPath(_) => {
-                stage.gitlab.client_restarted();
-                stage.paths()?.api_server.set(Line::Up).await
-            }
-            Mishap::GitLabPath(_) => {
-                stage.gitlab.client_restarted();
-                stage.paths()?.gitlab.set(Line::Up).await
-            }
-            Mishap::PartKilled(part) => {
-                stage.gitlab.client_restarted();
-                stage.cluster.control_plane.restart(*part).await
-            }
+            Mishap::ApiServerPath(_) => stage.paths()?.api_server.set(Line::Up).await,
+            Mishap::GitLabPath(_) => stage.paths()?.gitlab.set(Line::Up).await,
+            Mishap::PartKilled(part) => stage.cluster.control_plane.restart(*part).await,
             Mishap::PartFrozen(part) => {
-                stage.gitlab.client_restarted();
                 stage.cluster.control_plane.thaw(*part)?;
                 stage.cluster.control_plane.until_ready().await
             }
@@ -155,7 +166,7 @@ impl Trouble {
                 Ok(())
             }
             Mishap::HostPath(index, _) => host(stage, *index)?.heal().await,
-            Mishap::ClockOff(_) | Mishap::HostReset(_) | Mishap::SessionsKilled(_) => Ok(()),
+            Mishap::ClockOff { .. } | Mishap::HostReset(_) | Mishap::SessionsKilled(_) => Ok(()),
             Mishap::SshdRestarted(index, _) => host(stage, *index)?.restart_sshd(&HostSpec::default()).await,
             Mishap::HostFrozen(index) => host(stage, *index)?.thaw().await,
             Mishap::HostOff(index) => host(stage, *index)?.start().await,
@@ -165,10 +176,9 @@ impl Trouble {
     }
 }
 
-/// Starts the operator, unless the end of another mishap has done so.
-async fn start_again(stage: &Stage) -> Result<()> {
-    let operator = stage.operator()?;
-    if operator.pid().is_none() { operator.start_again().await } else { Ok(()) }
+/// Starts a replica, unless the end of another mishap has done so.
+async fn start_again(replica: &Operator) -> Result<()> {
+    if replica.pid().is_none() { replica.start_again().await } else { Ok(()) }
 }
 
 fn host(stage: &Stage, index: usize) -> Result<&Host> {

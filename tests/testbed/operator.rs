@@ -21,6 +21,7 @@ const READY: Duration = Duration::from_secs(30);
 
 /// One operator process. Dropping it kills it.
 pub struct Operator {
+    name: String,
     server: Server,
     admin: String,
 }
@@ -48,7 +49,8 @@ impl Operator {
             "--log-format=pretty".to_owned(),
             format!("--log={}", std::env::var("DORMOUSE_TEST_LOG").unwrap_or_else(|_| "info".to_owned())),
         ];
-        let operator = Self { server: Server::new(name, Path::new("/usr/bin/env"), args, logs), admin };
+        let server = Server::new(name, Path::new("/usr/bin/env"), args, logs);
+        let operator = Self { name: name.to_owned(), server, admin };
         // A variable, so that a test can put other supervisors in their place.
         operator.set_variable(SUPERVISOR_DIR, Some(&supervisors.display().to_string()));
         Ok(operator)
@@ -58,6 +60,11 @@ impl Operator {
     /// `None` takes it away again.
     pub fn set_variable(&self, name: &str, value: Option<&str>) {
         self.server.set_variable(name, value);
+    }
+
+    /// The name in its identity, before an underscore and what tells its processes apart.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Starts it and waits for nothing.

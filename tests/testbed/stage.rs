@@ -141,6 +141,8 @@ pub struct Stage {
     pub hosts: Vec<Host>,
     /// The operator, unless it was not started.
     pub operator: Option<Operator>,
+    /// A second replica, where the test has started one.
+    pub standby: Option<Operator>,
     /// The operators' ways to GitLab and the API server, where the setting asks for them.
     pub paths: Option<Paths>,
     scratch: Arc<Scratch>,
@@ -199,8 +201,18 @@ impl Stage {
             true => Some(Paths::open(&cluster, &gitlab, scratch.path()).await?),
             false => None,
         };
-        let stage =
-            Self { cluster, namespace, gitlab, runner, hosts: hosts?, bed, operator: None, paths, scratch };
+        let stage = Self {
+            cluster,
+            namespace,
+            gitlab,
+            runner,
+            hosts: hosts?,
+            bed,
+            operator: None,
+            standby: None,
+            paths,
+            scratch,
+        };
         stage.create_secrets().await?;
         Ok(stage)
     }
@@ -242,6 +254,17 @@ impl Stage {
     /// The operator.
     pub fn operator(&self) -> Result<&Operator> {
         self.operator.as_ref().context("the stage has no operator")
+    }
+
+    /// The replica with this number: 0 is the operator, 1 the standby.
+    pub fn replica(&self, number: usize) -> Result<&Operator> {
+        let replica = self.replicas().nth(number);
+        replica.with_context(|| format!("the stage has no replica {number}"))
+    }
+
+    /// All replicas.
+    pub fn replicas(&self) -> impl Iterator<Item = &Operator> {
+        self.operator.iter().chain(&self.standby)
     }
 
     /// A folder of the test's own.
@@ -405,15 +428,28 @@ impl Stage {
         operator.start_again().await
     }
 
-    /// Gives the pool's Lease up in the name of a holder that is dead, and takes its announcement away, so that the next
-    /// one need wait for neither to run out.
+    /// Gives the pool's Lease up in the name of the operator, which is dead, so that the next one need not wait until
+    /// it has run out.
     pub async fn give_up_lease(&self) -> Result<()> {
-        self.kubectl(&["delete", "leases", "--selector=dormouse.dev/replica"]).await?;
-        let patch = r#"{"spec":{"holderIdentity":""}}"#;
-        for lease in self.kubectl(&["get", "leases", "--output=name"]).await?.lines() {
-            self.kubectl(&["patch", lease, "--type=merge", "-p", patch]).await?;
+        self.give_up_lease_of(self.operator()?.name()).await
+    }
+
+    /// The same for another replica. One that is held by somebody else by now stays with them.
+    pub async fn give_up_lease_of(&self, replica: &str) -> Result<()> {
+        let name = format!("dormouse-pool-{POOL}");
+        let lease = self.get("leases.coordination.k8s.io", &name).await?;
+        let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
+        if !holder.starts_with(&format!("{replica}_")) {
+            return Ok(());
         }
-        Ok(())
+        let version = &lease["metadata"]["resourceVersion"];
+        let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "holderIdentity": "" } });
+        let patched =
+            self.kubectl(&["patch", "lease", &name, "--type=merge", "-p", &patch.to_string()]).await;
+        match patched {
+            Err(error) if format!("{error:#}").contains("Conflict") => Ok(()),
+            other => other.map(|_| ()),
+        }
     }
 
     /// Fails if GitLab saw anything a correct runner would not do, or a Secret of a job is left.

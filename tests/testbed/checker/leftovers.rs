@@ -14,10 +14,13 @@ pub fn broken(facts: &Facts) -> Vec<String> {
         }
     }
     broken.extend(facts.cluster.payloads.iter().map(|name| format!("Secret {name} is left")));
-    for (kind, one) in [("dormouse-pool-", "one pool"), ("dormouse-replica-", "one operator")] {
-        let leases: Vec<&String> = facts.cluster.claims.iter().filter(|name| name.contains(kind)).collect();
-        if leases.len() > 1 {
-            broken.push(format!("{one} has the Leases {leases:?}"));
+    let replicas = facts.cluster.replicas;
+    for (kind, most, whose) in [("pool", 1, "one pool"), ("replica", replicas, "replicas that are gone")] {
+        let prefix = format!("dormouse-{kind}-");
+        let leases: Vec<&String> =
+            facts.cluster.claims.iter().filter(|name| name.contains(&prefix)).collect();
+        if leases.len() > most {
+            broken.push(format!("there are Leases of {whose}: {leases:?}"));
         }
     }
     let keys = facts.cluster.environments.iter();

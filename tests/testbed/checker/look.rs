@@ -44,6 +44,7 @@ impl ClusterFacts {
             leases: stage.list("jobleases").await?,
             environments: stage.list("suspendedenvironments").await?,
             payloads: names(&["get", "secrets", payloads, "-o", "name"]).await?,
+            replicas: stage.replicas().filter(|replica| replica.pid().is_some()).count(),
             claims: names(&["get", "leases.coordination.k8s.io", "-o", "name"]).await?,
         })
     }

@@ -111,6 +111,7 @@ fn world() -> Facts {
         ..Facts::default()
     };
     facts.cluster.leases = (1..=3).map(lease).collect();
+    facts.cluster.replicas = 1;
     facts.cluster.claims =
         ["pool-pool", "replica-0123"].map(|name| format!("lease/dormouse-{name}")).to_vec();
     facts.cluster.environments = vec![json!({
@@ -257,8 +258,10 @@ fn what_stays_behind_is_told_of() {
     });
     says("JobLease \"pool-2\" is without a phase", |facts| facts.cluster.leases[1]["status"] = json!(null));
     says("Secret secret/pool-1 is left", |facts| facts.cluster.payloads.push("secret/pool-1".to_owned()));
-    for (kind, words) in [("pool", "one pool has the Leases"), ("replica", "one operator has the Leases")] {
-        says(words, |facts| facts.cluster.claims.push(format!("lease/dormouse-{kind}-other")));
+    for (kind, whose) in [("pool", "one pool"), ("replica", "replicas that are gone")] {
+        says(&format!("there are Leases of {whose}"), |facts| {
+            facts.cluster.claims.push(format!("lease/dormouse-{kind}-other"))
+        });
     }
     says("alder keeps environment stray, which no object knows", |facts| {
         facts.hosts[0].environments.push("stray".to_owned());
