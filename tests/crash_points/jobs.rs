@@ -119,8 +119,10 @@ async fn a_job_whose_slot_is_kept_by_what_no_object_knows_is_run_once_on_another
     let pool = serde_json::json!({ "capacityPerInstance": 6, "isolation": "Shared" });
     let stage = Stage::start("crash-displaced", Setting::pool(pool)).await?;
     at_each(&stage, &DISPLACED, async |stage, death| {
-        let (_, key) =
-            put_to_sleep(stage, job(&format!("{}-sleeper", death.name())).script(["true"])).await?;
+        let sleeper = job(&format!("{}-sleeper", death.name())).script(["true"]);
+        let (slept, key) = put_to_sleep(stage, sleeper).await?;
+        // An environment whose lease is known to be over would be removed at once.
+        stage.kubectl(&["delete", "joblease", &format!("{POOL}-{}", slept.id)]).await?;
         let before = stage.get("runnerpool", POOL).await?;
         death.arm(stage).await?;
         stage
