@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kube::ResourceExt;
 use tokio::time::Instant;
 
 use super::conclude::{bury, conclude, conclude_sealed};
@@ -62,19 +63,17 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
                 Streamed::Open(record) => {
                     streaming.conclusion = Some(conclude(driver, &link, &record).await?);
                 }
-                Streamed::Dead(record) => {
-                    match bury(driver, &link, &record).await {
-                        Ok(conclusion) => streaming.conclusion = Some(conclusion),
-                        Err(DriveError::Host(error)) if error.is_hosts_own() => {
-                            match drain(driver, &mut streaming.trace).await {
-                                Drained::Whole => return speak_for(driver, &error).await,
-                                Drained::Unwanted => return abandon_on(driver, &link).await,
-                                Drained::Reread => break,
-                            }
+                Streamed::Dead(record) => match bury(driver, &link, &record).await {
+                    Ok(conclusion) => streaming.conclusion = Some(conclusion),
+                    Err(DriveError::Host(error)) if error.is_hosts_own() => {
+                        match drain(driver, &mut streaming.trace).await {
+                            Drained::Whole => return speak_for(driver, &error).await,
+                            Drained::Unwanted => return abandon_on(driver, &link).await,
+                            Drained::Reread => break,
                         }
-                        Err(error) => return Err(error),
                     }
-                }
+                    Err(error) => return Err(error),
+                },
                 Streamed::Sealed(record) => {
                     driver.until_acting(&mut streaming.trace).await;
                     streaming.conclusion = Some(conclude_sealed(driver, &link, &record).await?);
@@ -183,6 +182,7 @@ async fn attach(driver: &mut Driver, link: &Arc<Link>, from: u64) -> Result<Atta
         Err(error) if error.is_lost() => return Err(Unattached::Away(error.to_string())),
         Err(error) => return Err(understand(driver, link, error).await),
     };
+    driver.held.note_attached(&driver.lease.name_any());
     if !has_started {
         // (7)
         driver.record(&Step::Running).await?;
