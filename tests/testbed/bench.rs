@@ -13,6 +13,7 @@ mod latency;
 mod load;
 mod machine;
 mod open_jobs;
+mod plot;
 mod sleepers;
 mod takeover;
 mod throughput;
