@@ -103,10 +103,10 @@ macro_rules! points {
 
 points! {
     "leadership" {
-        LeaseTaken "lease-taken" "(1) coordination.k8s.io Lease: ours, under a higher epoch."
-        LeaseRenewed "lease-renewed" "(2) coordination.k8s.io Lease: renewed."
-        LeaseGivenUp "lease-given-up" "(3) coordination.k8s.io Lease: nobody's."
-        LeaseRemoved "lease-removed" "coordination.k8s.io Lease of a pool that is gone."
+        HoldTaken "hold-taken" "(1) coordination.k8s.io Lease: ours, under a higher epoch."
+        HoldRenewed "hold-renewed" "(2) coordination.k8s.io Lease: renewed."
+        HoldGivenUp "hold-given-up" "(3) coordination.k8s.io Lease: nobody's."
+        HoldRemoved "hold-removed" "coordination.k8s.io Lease of a pool that is gone."
         ReplicaAnnounced "replica-announced" "coordination.k8s.io Lease of this replica."
         ReplicaWithdrawn "replica-withdrawn" "coordination.k8s.io Lease of a replica that is gone."
     }

@@ -81,9 +81,9 @@ impl Trace {
         self.buffer.is_empty()
     }
 
-    /// Where the host's log has to be read again from, once GitLab has every byte held: bytes that came were let go.
-    pub fn reread_from(&self) -> Option<u64> {
-        (self.has_let_go && self.is_drained()).then(|| self.end().max(self.skip_to))
+    /// Whether GitLab has every byte held, and more came that was let go: see [`Self::read_on`].
+    pub fn lacks_more(&self) -> bool {
+        self.has_let_go && self.is_drained()
     }
 
     /// Takes bytes from the host. Bytes seen before are dropped; those for which there is no room are let go, and so
@@ -214,8 +214,8 @@ mod tests {
                     *self = Self::from(from);
                 }
             }
-            if let Some(from) = self.trace.reread_from() {
-                *self = Self::from(from);
+            if self.trace.lacks_more() {
+                self.at = self.trace.read_on() as usize;
             }
         }
     }
@@ -261,13 +261,15 @@ mod tests {
         trace.push(0, &vec![b'x'; MAX_BUFFERED]).unwrap();
         assert!(!trace.has_room() && !trace.has_let_go);
         trace.push(MAX_BUFFERED as u64, b"more").unwrap();
-        assert_eq!(trace.reread_from(), None);
+        assert!(!trace.lacks_more());
         assert_eq!(trace.server_has(MAX_PATCH as u64), Resync::Continue);
         // What comes after a byte that was let go would leave a hole.
         trace.push(MAX_BUFFERED as u64 + 4, b"and more").unwrap();
         assert_eq!(trace.end(), MAX_BUFFERED as u64);
         assert_eq!(trace.server_has(MAX_BUFFERED as u64), Resync::Continue);
-        assert_eq!(trace.reread_from(), Some(MAX_BUFFERED as u64));
+        assert!(trace.lacks_more());
+        assert_eq!(trace.read_on(), MAX_BUFFERED as u64);
+        assert!(trace.has_room());
     }
 
     #[test]

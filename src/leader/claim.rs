@@ -119,7 +119,7 @@ impl Claim {
     async fn take(&mut self, current: Option<Arc<Lease>>, last_epoch: u64) -> Result<Tenure, LeaderError> {
         let begun = Moment::now();
         let epoch = current.as_deref().map_or(0, transitions).max(last_epoch) + 1;
-        let written = match self.write(Point::LeaseTaken, current.as_deref(), epoch).await {
+        let written = match self.write(Point::HoldTaken, current.as_deref(), epoch).await {
             Ok(written) => written,
             Err(error) => {
                 // Somebody was faster, or the watch is behind: the next look sees what there is.
@@ -191,7 +191,7 @@ impl Claim {
         let own = tenure.epoch().get();
         let is_past = !tenure.may_act();
         let mut epoch = if highest_seen > own { highest_seen + 1 } else { own + u64::from(is_past) };
-        let point = Point::LeaseRenewed;
+        let point = Point::HoldRenewed;
         let known = self.held.take();
         let written = match known {
             Some(known) => {
@@ -229,7 +229,7 @@ impl Claim {
         if let Some(spec) = freed.spec.as_mut() {
             spec.holder_identity = Some(String::new());
         }
-        match write(Point::LeaseGivenUp, self.api.replace(&self.name, &PostParams::default(), &freed)).await {
+        match write(Point::HoldGivenUp, self.api.replace(&self.name, &PostParams::default(), &freed)).await {
             Ok(freed) => {
                 self.seen.record(freed);
             }
@@ -243,7 +243,7 @@ impl Claim {
 
     /// Removes the Lease of a pool that is gone.
     pub async fn remove(&self) {
-        match write(Point::LeaseRemoved, self.api.delete(&self.name, &DeleteParams::default())).await {
+        match write(Point::HoldRemoved, self.api.delete(&self.name, &DeleteParams::default())).await {
             Ok(_) => {}
             Err(LeaderError::Api(error)) if is_not_found(&error) => {}
             Err(error) => {

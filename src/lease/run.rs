@@ -304,7 +304,7 @@ async fn drain(driver: &mut Driver, trace: &mut Trace) -> Drained {
         }
     }
     // What came while GitLab was slow was let go, and is read again.
-    if trace.reread_from().is_some() { Drained::Reread } else { Drained::Whole }
+    if trace.lacks_more() { Drained::Reread } else { Drained::Whole }
 }
 
 /// The process that ran the job is gone and its host takes no last words, since its disk is full or fails: GitLab has

@@ -67,6 +67,13 @@ impl Default for Streaming {
 }
 
 impl Streaming {
+    /// Whether GitLab has all that is held of the log, and what follows has to be read again: it was let go, or GitLab
+    /// lost it after the end was read.
+    fn lacks_log(&self) -> bool {
+        let is_behind = self.is_whole() && self.trace.is_drained() && self.trace.end() < self.read.length;
+        self.trace.lacks_more() || is_behind
+    }
+
     /// Whether the end of the log was read.
     pub fn is_whole(&self) -> bool {
         self.sealed.is_some() && self.attached.is_none()
@@ -83,8 +90,7 @@ pub async fn stream(
     let share = driver.held.shared.bounds.logs.join();
     loop {
         streaming.trace.set_room(share.bytes());
-        if let Some(from) = streaming.trace.reread_from() {
-            streaming.trace = Trace::from_offset(from);
+        if streaming.lacks_log() {
             return Ok(Streamed::Reread);
         }
         if streaming.is_whole() {

@@ -72,3 +72,33 @@ impl Holdings {
         outcome
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::state::StateFolder;
+
+    /// As the first release wrote it: environments sleep for weeks, and are read by whatever version comes then.
+    const FIRST: &str = r#"{"format":1,"trees":[
+        {"job_id":1,"name":"dormouse-env1-1-99","boot_id":"b","holder":{"CgroupV2":{"path":"/sys/fs/cgroup/x"}}},
+        {"job_id":2,"name":"dormouse-env1-2-99","boot_id":"b","holder":{"CgroupV1":{"path":"/sys/fs/cgroup/y"}}},
+        {"job_id":3,"name":"m","boot_id":"b","holder":{"Marked":{"mark":"m","sessions":[[7,8]]}}}],
+        "workspace":{"device":1,"inode":2,"boot_id":"b","is_lasting":true}}"#;
+
+    #[test]
+    fn holdings_of_the_first_release_are_read_and_those_of_an_unknown_one_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let environment = StateFolder::open(Some(folder.path())).unwrap().environment("env1");
+        std::fs::create_dir_all(environment.path()).unwrap();
+        std::fs::write(environment.holdings(), FIRST).unwrap();
+        let read = Holdings::read(&environment).unwrap();
+        assert_eq!(read.trees.len(), 3);
+        assert!(read.trees.iter().all(|tree| tree.counter.is_none()) && read.workspace.is_some());
+
+        let newer = FIRST.replacen("\"format\":1", "\"format\":99", 1);
+        std::fs::write(environment.holdings(), newer).unwrap();
+        let refused = Holdings::read(&environment).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
+        assert!(refused.to_string().contains("is of format 99"), "{refused}");
+    }
+}

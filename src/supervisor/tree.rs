@@ -91,8 +91,9 @@ impl Tree {
     /// How often a process was refused because there were as many as may be.
     pub fn refusals(&self) -> u64 {
         let counted = match &self.holder {
-            // Its scope's limit is counted above it.
-            Holder::CgroupV2 { path } => path.parent().into_iter().chain([path.as_path()]).collect(),
+            Holder::CgroupV2 { path } => {
+                cgroup::own_scope(path).into_iter().chain([path.as_path()]).collect()
+            }
             Holder::CgroupV1 { .. } | Holder::Marked(_) => Vec::new(),
         };
         let folders = counted.into_iter().chain(self.counter.as_deref());

@@ -49,7 +49,15 @@ async fn a_lease_is_written_as_soon_as_the_api_server_is_back() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_job_that_cannot_be_kept_goes_back_to_a_server_that_can_take_it_back() -> Result<()> {
+async fn a_job_that_cannot_be_kept_goes_back_to_gitlab_or_is_failed_with_words() -> Result<()> {
+    tokio::try_join!(
+        goes_back_to_a_server_that_can_take_it_back(),
+        is_failed_where_it_cannot_be_taken_back()
+    )?;
+    Ok(())
+}
+
+async fn goes_back_to_a_server_that_can_take_it_back() -> Result<()> {
     let stage = polling("unkept", Commit::TwoPhase).await?;
     let away = Mishap::ApiServerPath(Line::Refused).begin(&stage).await?;
     let id = stage.gitlab.enqueue(count("unkept"));
@@ -64,8 +72,7 @@ async fn a_job_that_cannot_be_kept_goes_back_to_a_server_that_can_take_it_back()
     stage.end().await
 }
 
-#[tokio::test]
-async fn a_job_that_cannot_be_kept_is_failed_with_words_where_it_cannot_be_taken_back() -> Result<()> {
+async fn is_failed_where_it_cannot_be_taken_back() -> Result<()> {
     let stage = polling("failed-unkept", Commit::Legacy).await?;
     let away = Mishap::ApiServerPath(Line::Refused).begin(&stage).await?;
     let id = stage.gitlab.enqueue(count("unkept"));

@@ -12,9 +12,9 @@ use crate::traces::{self, on, told};
 /// What the scenarios here pass.
 pub const POINTS: &[&[&str]] = &[&HELD, &GIVEN_UP, &REMOVED, &MADE_AGAIN];
 
-const HELD: [&str; 3] = ["replica-announced", "lease-taken", "lease-renewed"];
-const GIVEN_UP: [&str; 2] = ["lease-given-up", "replica-withdrawn"];
-const REMOVED: [&str; 1] = ["lease-removed"];
+const HELD: [&str; 3] = ["replica-announced", "hold-taken", "hold-renewed"];
+const GIVEN_UP: [&str; 2] = ["hold-given-up", "replica-withdrawn"];
+const REMOVED: [&str; 1] = ["hold-removed"];
 const MADE_AGAIN: [&str; 2] = ["lease-made-again", "lease-status-made-again"];
 
 /// A job goes on through whatever happens to its manager.

@@ -57,9 +57,16 @@ pub fn refusals(path: &Path) -> u64 {
     count.and_then(|count| count.trim().parse().ok()).unwrap_or_default()
 }
 
-/// Whether somebody above counts the processes of a folder: a service manager's scope for instance.
+/// Whether the kernel counts the processes of a folder.
 pub fn is_counted(path: &Path) -> bool {
-    path.join(LIMIT).exists() || path.parent().is_some_and(|parent| parent.join(LIMIT).exists())
+    path.join(LIMIT).exists()
+}
+
+/// The scope that systemd was asked to make for the job, which carries its limit, if a folder lies in one.
+pub fn own_scope(path: &Path) -> Option<&Path> {
+    let scope = path.parent()?;
+    let name = scope.file_name()?.to_str()?;
+    (name.starts_with("run-") && name.ends_with(".scope")).then_some(scope)
 }
 
 /// Makes the folder and sees whether processes can be moved in and controlled by a file of it.
@@ -315,8 +322,10 @@ mod tests {
         assert_eq!(refusals(folder.path()), 0);
         fs::write(folder.path().join(LIMIT), "max").unwrap();
         fs::write(folder.path().join("pids.events"), "max 7\n").unwrap();
-        assert!(limit(folder.path(), 5) && is_counted(&folder.path().join("below")));
+        assert!(limit(folder.path(), 5) && is_counted(folder.path()));
         assert_eq!(refusals(folder.path()), 7);
+        assert!(own_scope(Path::new("/sys/fs/cgroup/system.slice/run-r12.scope/tree")).is_some());
+        assert!(own_scope(Path::new("/sys/fs/cgroup/user.slice/session-1.scope/tree")).is_none());
     }
 
     #[test]
