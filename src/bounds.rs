@@ -2,6 +2,7 @@
 //! what finds a bound full waits its turn, the first come first, and nothing is refused or dropped.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -25,6 +26,12 @@ const GITLAB_JOBS: usize = 96;
 /// Signs of life in GitLab, of one pool: they never take the places of what has something to say.
 const GITLAB_KEEP_ALIVES: usize = 32;
 
+/// Bytes of logs held for GitLab, over all jobs; what is beyond a job's share of it waits on the job's host.
+const LOG_BYTES: usize = 64 * 1024 * 1024;
+
+/// The least share of it that a job has, however many jobs there are.
+const LEAST_LOG_SHARE: usize = 32 * 1024;
+
 /// The bounds that all pools share. Cloning shares them.
 #[derive(Clone)]
 pub struct Bounds {
@@ -36,6 +43,8 @@ pub struct Bounds {
     pub dials: Bound,
     /// Writes to the API server.
     pub api_writes: Bound,
+    /// Memory for logs.
+    pub logs: LogMemory,
 }
 
 /// The bounds of the conversation of one pool with its GitLab: another pool's may be another server, which must not
@@ -56,8 +65,45 @@ impl Bounds {
             host_lists: Bound::new("host_lists", HOST_LISTS, metrics),
             dials: Bound::new("ssh_dials", DIALS, metrics),
             api_writes: Bound::new("api_writes", API_WRITES, metrics),
+            logs: LogMemory::default(),
         }
     }
+}
+
+/// Memory for logs on their way to GitLab, shared evenly by the jobs that are streamed. Cloning shares it.
+#[derive(Clone, Default)]
+pub struct LogMemory {
+    jobs: Arc<AtomicUsize>,
+}
+
+/// One job's share; dropping it gives it to the others.
+pub struct LogShare {
+    jobs: Arc<AtomicUsize>,
+}
+
+impl LogMemory {
+    /// A share for one more job.
+    pub fn join(&self) -> LogShare {
+        self.jobs.fetch_add(1, Ordering::Relaxed);
+        LogShare { jobs: Arc::clone(&self.jobs) }
+    }
+}
+
+impl LogShare {
+    /// How many bytes the job may hold now.
+    pub fn bytes(&self) -> usize {
+        share(self.jobs.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for LogShare {
+    fn drop(&mut self) {
+        self.jobs.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn share(jobs: usize) -> usize {
+    (LOG_BYTES / jobs.max(1)).max(LEAST_LOG_SHARE)
 }
 
 impl GitLabBounds {
@@ -125,6 +171,18 @@ mod tests {
         let text = metrics.text().unwrap();
         let start = format!("dormouse_bound_{what}{{bound=\"b\"}} ");
         text.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or("none").to_owned()
+    }
+
+    #[test]
+    fn jobs_share_the_memory_for_logs_and_none_has_too_little() {
+        let logs = LogMemory::default();
+        let first = logs.join();
+        assert_eq!(first.bytes(), LOG_BYTES);
+        let others: Vec<LogShare> = (0..999).map(|_| logs.join()).collect();
+        assert!(first.bytes() * 1000 <= LOG_BYTES);
+        drop(others);
+        assert_eq!(first.bytes(), LOG_BYTES);
+        assert_eq!(share(1_000_000), LEAST_LOG_SHARE);
     }
 
     #[tokio::test]

@@ -167,7 +167,7 @@ fn drive_leases(held: &Arc<Held>) {
                 busy.again_after(LET_GO_RETRY);
             } else {
                 lease::drive(&held_by_task, lease).await;
-                held_by_task.forget_signal(&name);
+                held_by_task.forget_driver(&name);
             }
         };
         held.spawn(task.instrument(span));

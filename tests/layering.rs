@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 /// Files and folders of pure modules, below `src`.
-const PURE: [&str; 28] = [
+const PURE: [&str; 30] = [
     "api/condition.rs",
     "api/duration.rs",
     "api/job_lease.rs",
@@ -28,6 +28,8 @@ const PURE: [&str; 28] = [
     "host/trust.rs",
     "lease/wish.rs",
     "lease/record.rs",
+    "pool/agenda.rs",
+    "pool/book.rs",
     "pool/slots.rs",
     "pool/status.rs",
     "spool.rs",

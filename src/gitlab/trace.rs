@@ -66,6 +66,11 @@ impl Trace {
         self.end()
     }
 
+    /// Lets it hold so many bytes from now on, up to its own limit. What it holds already stays.
+    pub fn set_room(&mut self, room: usize) {
+        self.room = room.min(MAX_BUFFERED);
+    }
+
     /// Whether more bytes can be held.
     pub fn has_room(&self) -> bool {
         self.buffer.len() < self.room && !self.has_let_go

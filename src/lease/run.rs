@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kube::ResourceExt;
 use tokio::time::Instant;
 
 use super::conclude::{bury, conclude, conclude_sealed};
@@ -181,6 +182,7 @@ async fn attach(driver: &mut Driver, link: &Arc<Link>, from: u64) -> Result<Atta
         Err(error) if error.is_lost() => return Err(Unattached::Away(error.to_string())),
         Err(error) => return Err(understand(driver, link, error).await),
     };
+    driver.held.note_attached(&driver.lease.name_any());
     if !has_started {
         // (7)
         driver.record(&Step::Running).await?;

@@ -87,7 +87,9 @@ pub async fn stream(
     streaming: &mut Streaming,
 ) -> Result<Streamed, DriveError> {
     let mut turns = driver.held.signal(&kube::ResourceExt::name_any(driver.lease.as_ref()));
+    let share = driver.held.shared.bounds.logs.join();
     loop {
+        streaming.trace.set_room(share.bytes());
         if streaming.lacks_log() {
             return Ok(Streamed::Reread);
         }

@@ -58,6 +58,8 @@ pub struct Held {
     pub(super) environment_feed: Feed,
     /// Tells the driver of a lease to look again.
     signals: Mutex<HashMap<String, watch::Sender<u64>>>,
+    /// Leases whose jobs have been attached to since the pool was taken over.
+    attached: Mutex<HashSet<String>>,
     /// An environment waits for its step.
     pub(crate) steps_due: Notify,
     /// Uids of leases and environments with a running task, and names of leases that the intake still writes.
@@ -128,6 +130,7 @@ impl Held {
             lease_feed: shared.leases.cache.feed(&uid),
             environment_feed: shared.environments.cache.feed(&uid),
             signals: Mutex::new(HashMap::new()),
+            attached: Mutex::new(HashSet::new()),
             steps_due: Notify::new(),
             shared,
             namespace: pool.namespace().unwrap_or_default(),
@@ -360,8 +363,22 @@ impl Held {
     }
 
     /// The lease has no driver any more.
-    pub(super) fn forget_signal(&self, lease: &str) {
+    pub(super) fn forget_driver(&self, lease: &str) {
         lock(&self.signals).remove(lease);
+        lock(&self.attached).remove(lease);
+    }
+
+    /// The job of a lease is attached to.
+    pub fn note_attached(&self, lease: &str) {
+        lock(&self.attached).insert(lease.to_owned());
+    }
+
+    /// Whether jobs on an instance have still to be attached to.
+    pub(super) fn has_jobs_to_attach(&self, instance: &str) -> bool {
+        let leases: Vec<String> =
+            self.book(|book| book.occupancy.leases_on(instance).map(str::to_owned).collect());
+        let attached = lock(&self.attached);
+        leases.iter().any(|lease| !attached.contains(lease))
     }
 
     /// Runs a task that ends with the tenure.

@@ -26,6 +26,9 @@ use crate::spool::verb::Listed;
 const INTERVAL: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(5);
 
+/// How long a host that has become reachable is left to the jobs on it before it is asked.
+const JOBS_FIRST: Duration = Duration::from_secs(30);
+
 /// What hosts have listed, by host.
 #[derive(Default)]
 pub struct Inventories {
@@ -37,6 +40,8 @@ pub struct Inventories {
 struct Inventory {
     /// The link that was asked: a new one is asked at once. Weak, and still no later one has its address.
     link: Weak<Link>,
+    /// The link that is to be asked next, and since when it is there.
+    next: Option<(Weak<Link>, Instant)>,
     asked_at: Option<Instant>,
     words: Option<BTreeMap<String, HostWord>>,
     /// The slot of each environment that was listed.
@@ -77,10 +82,27 @@ impl Inventories {
         inventory.first_seen.keys().filter_map(slot).collect()
     }
 
-    fn is_due(&self, host: &str, link: &Arc<Link>, interval: Duration) -> bool {
+    /// Whether a host is to be asked now. A new link is first left to the jobs that have still to be attached to.
+    fn is_due(
+        &self,
+        host: &str,
+        link: &Arc<Link>,
+        interval: Duration,
+        attaches: impl FnOnce() -> bool,
+    ) -> bool {
         let mut by_host = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
         let inventory = by_host.entry(host.to_owned()).or_default();
         let is_asked = inventory.link.ptr_eq(&Arc::downgrade(link));
+        if !is_asked && attaches() {
+            let since = match &inventory.next {
+                Some((known, since)) if known.ptr_eq(&Arc::downgrade(link)) => *since,
+                Some(_) | None => Instant::now(),
+            };
+            inventory.next = Some((Arc::downgrade(link), since));
+            if since.elapsed() < JOBS_FIRST {
+                return false;
+            }
+        }
         let due = !is_asked || inventory.asked_at.is_none_or(|at| at.elapsed() >= interval);
         if due {
             inventory.link = Arc::downgrade(link);
@@ -137,7 +159,8 @@ pub fn look(held: &Arc<Held>) {
         let Some(link) = host.state.link() else { continue };
         let waits = held.book(|book| book.occupancy.quarantines_on(&host.name).next().is_some());
         let interval = if waits { SOON } else { INTERVAL };
-        if !held.inventories.is_due(&host.name, &link, interval) {
+        let attaches = || held.has_jobs_to_attach(&host.name);
+        if !held.inventories.is_due(&host.name, &link, interval, attaches) {
             continue;
         }
         let held_by_task = Arc::clone(held);

@@ -11,6 +11,9 @@ use super::verb::Answer;
 /// Longest body of a frame.
 pub const MAX_BODY: usize = 1024 * 1024;
 
+/// Memory that a decoder keeps while it waits for the next frame.
+const IDLE_CAPACITY: usize = 4 * 1024;
+
 const HEADER: usize = 5;
 const TAG_ANSWER: u8 = b'A';
 const TAG_LOG: u8 = b'L';
@@ -132,6 +135,10 @@ impl Decoder {
         };
         let frame = decode_body(tag, body)?;
         self.buffer.drain(..HEADER + length);
+        // One long frame must not be paid for to the end of the stream.
+        if self.buffer.is_empty() && self.buffer.capacity() > IDLE_CAPACITY {
+            self.buffer = Vec::new();
+        }
         Ok(Some(frame))
     }
 }

@@ -163,7 +163,9 @@ async fn gone(stage: &Stage) -> Result<()> {
     stage.until_none("runnerpools").await?;
     stage.until_none("jobleases").await?;
     until("the pool's Lease is gone", SOON, async || {
-        Ok(stage.list("leases").await?.is_empty().then_some(()))
+        let leases = stage.list("leases").await?;
+        let is_pools = |lease: &Value| lease["metadata"]["name"] == format!("dormouse-pool-{POOL}");
+        Ok((!leases.iter().any(is_pools)).then_some(()))
     })
     .await?;
     for host in &stage.hosts {

@@ -13,6 +13,8 @@ mod latency;
 mod load;
 mod machine;
 mod open_jobs;
+mod plot;
+mod recovery;
 mod sleepers;
 mod takeover;
 mod throughput;
@@ -39,8 +41,8 @@ impl Options {
 }
 
 /// The names of all measurements, in the order they are made.
-pub const MEASUREMENTS: [&str; 7] =
-    ["writes", "latency", "resume", "throughput", "takeover", "open-jobs", "environments"];
+pub const MEASUREMENTS: [&str; 8] =
+    ["writes", "latency", "resume", "throughput", "takeover", "open-jobs", "environments", "recovery"];
 
 /// Measures and reports; whether all that was measured is within its budget.
 pub async fn run(options: Options) -> Result<bool> {
@@ -61,6 +63,7 @@ pub async fn run(options: Options) -> Result<bool> {
             "throughput" => throughput::measure(&options, &mut report).await,
             "open-jobs" => open_jobs::measure(&options, &mut report).await,
             "environments" => sleepers::measure(&options, &mut report).await,
+            "recovery" => recovery::measure(&options, &mut report).await,
             _ => takeover::measure(&options, &mut report).await,
         };
         // One that cannot be made says nothing about the others.

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measures every budget with an optimised operator and the supervisor as it is shipped.
 #
-# usage: run-bench.sh [--quick] [NAME]...   NAME: writes, latency, resume, throughput or takeover
+# usage: run-bench.sh [--quick] [NAME]...   NAME: writes, latency, resume, throughput, takeover, open-jobs,
+#                                                environments or recovery
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::figures;
 use super::machine::Machine;
+use super::plot;
 
 /// What a figure must be to its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -147,8 +148,9 @@ impl Report {
         });
     }
 
-    /// Keeps a series.
+    /// Keeps a series and shows it.
     pub fn plot(&mut self, series: Series) {
+        println!("\n{}\n{}", series.name, plot::bars(&series.points, series.of, series.unit));
         self.series.push(series);
     }
 

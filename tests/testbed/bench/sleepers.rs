@@ -66,7 +66,7 @@ pub async fn measure(options: &Options, report: &mut Report) -> Result<()> {
             let gone: Vec<String> = names.drain(..EXPIRED.min(names.len() / 2)).collect();
             expiry.add(x, delay(&crowd, &gone).await?);
         }
-        crowd.stage.operator()?.terminate().await?;
+        crowd.stage.operator.take().context("the operator does not run")?.terminate().await?;
     }
     let (small, large) = (counts.get(1), counts.last());
     let (small, large) = (small.context("no size")?, large.context("no size")?);

@@ -48,7 +48,9 @@ pub struct Call {
     pub verb: String,
     /// Plural name; empty for pages that are no resource.
     pub resource: String,
-    /// Empty for lists and for resources of the whole cluster.
+    /// Empty for resources of the whole cluster.
+    pub namespace: String,
+    /// Empty for lists.
     pub name: String,
 }
 
@@ -66,6 +68,7 @@ pub fn calls(log: &Path, from: u64) -> Result<Vec<Call>> {
             user: entry.user.username,
             verb: entry.verb,
             resource: object.resource,
+            namespace: object.namespace,
             name: object.name,
         }
     });
