@@ -55,7 +55,9 @@ async fn a_job_keeps_its_supervisor_through_an_upgrade_and_the_new_one_sees_to_t
     let plain = stage.gitlab.enqueue(counting("plain"));
     let sleeps =
         stage.gitlab.enqueue(sleeper.script(["echo begun; echo kept > file; sleep 5432 & disown", go]));
-    let canceled = stage.gitlab.enqueue(JobSpec::new("canceled").script(["echo begun; sleep 5432"]));
+    let canceled = stage
+        .gitlab
+        .enqueue(JobSpec::new("canceled").script(["echo begun; while :; do echo tick; sleep 0.5; done"]));
     stage.until_log(plain, "line 3").await?;
     stage.until_log(sleeps, "begun").await?;
     stage.until_log(canceled, "begun").await?;
@@ -66,6 +68,7 @@ async fn a_job_keeps_its_supervisor_through_an_upgrade_and_the_new_one_sees_to_t
     let operator = stage.operator()?;
     operator.kill()?;
     stage.gitlab.client_restarted();
+    stage.give_up_lease().await?;
     operator.set_variable(SUPERVISOR_DIR, Some(another_version(&stage).await?.to_str().context("a path")?));
     operator.start_again().await?;
     until_on(host, "ls /var/lib/dormouse/bin ~/.dormouse/bin 2>/dev/null | grep -c supervisor-", "2").await?;
