@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::super::gitlab::{JobId, JobSpec, JobState, JobView};
 use super::super::operator::Operator;
-use super::super::stage::{Setting, Stage};
+use super::super::stage::{POOL, Setting, Stage};
 use super::Options;
 use super::budget::{Bound, Budget, Report};
 use super::{figures, load};
@@ -32,16 +32,20 @@ enum End {
 pub async fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let stage = Stage::start("takeover", Setting::default()).await?;
     let second = stage.start_operator("operator-b").await?;
-    let (mut leader, mut other) = (stage.operator()?, &second);
+    let replicas = [("operator-a_", stage.operator()?), ("operator-b_", &second)];
     let mut bytes = 0;
     for (budget, end) in [(TERMINATED, End::Terminated), (KILLED, End::Killed)] {
         let mut samples = Vec::new();
         for _ in 0..options.repeat(3, 1) {
+            // A pool at rest goes to the replica that is to hold it, whichever that is.
+            let pool = stage.get("runnerpool", POOL).await?;
+            let holder = pool["status"]["holder"].as_str().unwrap_or_default();
+            let leader = replicas.iter().find(|(name, _)| holder.starts_with(name));
+            let (_, leader) = leader.with_context(|| format!("{holder:?} holds the pool"))?;
             let (seconds, wrong) = once(&stage, leader, end).await?;
             samples.push(seconds);
             bytes += wrong;
             leader.start_again().await?;
-            std::mem::swap(&mut leader, &mut other);
         }
         let method = format!(
             "from the signal to the first log bytes the other replica sends to GitLab, of a job that writes fifty lines a \
