@@ -39,7 +39,8 @@ pub async fn measure(options: &Options, report: &mut Report) -> Result<()> {
         for _ in 0..options.repeat(3, 1) {
             // A pool at rest goes to the replica that is to hold it, whichever that is.
             let pool = stage.get("runnerpool", POOL).await?;
-            let holder = pool["status"]["holder"].as_str().unwrap_or_default();
+            let holder =
+                pool.pointer("/status/holder").and_then(|holder| holder.as_str()).unwrap_or_default();
             let leader = replicas.iter().find(|(name, _)| holder.starts_with(name));
             let (_, leader) = leader.with_context(|| format!("{holder:?} holds the pool"))?;
             let (seconds, wrong) = once(&stage, leader, end).await?;
