@@ -50,7 +50,7 @@ struct Inner {
     seen: Cache<Lease>,
     alive: watch::Sender<Vec<String>>,
     touch: watch::Sender<Option<Touch>>,
-    /// Moves when versions of the API server's objects have gone back.
+    /// Moves when the API server is back after an outage, and when versions of its objects have gone back.
     rewound: watch::Sender<u64>,
 }
 
@@ -116,7 +116,8 @@ impl Roster {
         self.inner.touch.borrow().map_or(Duration::ZERO, |touch| touch.lasted(Moment::now()))
     }
 
-    /// A signal that moves when the API server was restored to an earlier state: what was known of it is no more.
+    /// A signal that moves when the API server is back after an outage, or was restored to an earlier state: everything
+    /// is to be listed anew.
     pub fn rewound(&self) -> watch::Receiver<u64> {
         self.inner.rewound.subscribe()
     }
@@ -131,6 +132,7 @@ impl Roster {
     /// Announces this replica until stopped, and says good-bye.
     pub async fn announce(self, stop: CancellationToken) {
         let mut own: Option<Lease> = None;
+        let mut heard = Moment::now();
         loop {
             let begun = Moment::now();
             let renewed = self.renew(&mut own).await;
@@ -141,6 +143,13 @@ impl Roster {
             self.inner.touch.send_modify(|touch| {
                 *touch = answered.then(|| Touch::with(*touch, begun));
             });
+            if answered {
+                // Watches wait longer and longer while nobody answers: they need not wait any more.
+                if begun.since(heard) > ANNOUNCE_INTERVAL * 2 {
+                    self.inner.rewound.send_modify(|count| *count = count.wrapping_add(1));
+                }
+                heard = begun;
+            }
             let wait = if renewed.is_ok() { ANNOUNCE_INTERVAL } else { RETRY_INTERVAL };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
