@@ -288,33 +288,29 @@ async fn refresh_settings(held: Arc<Held>) {
     loop {
         let Some(pool) = held.pool() else { return };
         let known = held.settings();
-        let wait =
-            match settings::read(&held.shared.client, &pool, known.as_ref(), &held.shared.metrics).await {
-                Ok(settings) => {
-                    if lock(&held.problem).take().is_some() || known.is_none() {
-                        tracing::info!(
-                            pool = held.name,
-                            runner_id = settings.identity.runner_id,
-                            "the pool can work"
-                        );
-                    }
-                    *lock(&held.settings) = Some(settings);
-                    SETTINGS_INTERVAL
+        let read = settings::read(&held.shared.client, &pool, known.as_ref(), &held.shared.metrics).await;
+        let settings::Reading { settings, problem } = read;
+        let runner_id = settings.as_ref().map(|settings| settings.identity.runner_id);
+        if let Some(settings) = settings {
+            *lock(&held.settings) = Some(settings);
+        }
+        let wait = match problem {
+            None => {
+                if lock(&held.problem).take().is_some() || known.is_none() {
+                    tracing::info!(pool = held.name, runner_id, "the pool can work");
                 }
-                Err(error) => {
-                    let problem = (error.reason(), error.to_string(), error.is_passing());
-                    if lock(&held.problem).replace(problem.clone()).as_ref() != Some(&problem) {
-                        tracing::warn!(
-                            pool = held.name,
-                            reason = problem.0,
-                            why = problem.1,
-                            "the pool cannot work"
-                        );
-                        held.shared.events.warning(pool.as_ref(), problem.0, "ReadSettings", problem.1).await;
-                    }
-                    SETTINGS_RETRY
+                SETTINGS_INTERVAL
+            }
+            Some(error) => {
+                let problem = (error.reason(), error.to_string(), error.is_passing());
+                if lock(&held.problem).replace(problem.clone()).as_ref() != Some(&problem) {
+                    let (reason, why, _) = problem;
+                    tracing::warn!(pool = held.name, reason, why, "the pool cannot do all it should");
+                    held.shared.events.warning(pool.as_ref(), reason, "ReadSettings", why).await;
                 }
-            };
+                SETTINGS_RETRY
+            }
+        };
         held.wake();
         let generation = pool.metadata.generation;
         if seen != generation {

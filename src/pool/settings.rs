@@ -1,7 +1,9 @@
 //! What a pool is set to: its spec with the Secrets and ConfigMaps it names, read and understood.
 //!
 //! Read again on every change of the pool and once a minute, since Secrets are read by name and never watched.
-//! What cannot be used is said with the field, the value and the way out, and the last good settings stay.
+//! What cannot be used is said with the field, the value and the way out, and the last good settings stay. A runner token
+//! is needed to ask for jobs and for nothing else: without a good one a pool that GitLab knew before goes on with the
+//! jobs and environments it has.
 
 use std::sync::Arc;
 
@@ -34,6 +36,8 @@ pub struct Settings {
     pub ca_bundle: Option<String>,
     /// The key to log in to hosts with.
     pub ssh_key: Arc<PrivateKey>,
+    /// Whether GitLab accepted the token.
+    verified: bool,
     /// What was read from outside the spec, to see whether it changed.
     fingerprint: [u8; 32],
 }
@@ -123,23 +127,48 @@ impl SettingsError {
     }
 }
 
+/// What was read of a pool's settings.
+pub struct Reading {
+    /// The settings, where there is enough to work with hosts and jobs.
+    pub settings: Option<Arc<Settings>>,
+    /// Why the pool cannot do all it should.
+    pub problem: Option<SettingsError>,
+}
+
 /// Reads a pool's settings and checks its token. Settings that are the same as the known ones are not checked with
 /// GitLab again.
-///
-/// # Errors
-/// When something the pool needs is missing, unreadable or refused.
 pub async fn read(
     client: &Client,
     pool: &RunnerPool,
     known: Option<&Arc<Settings>>,
     metrics: &Metrics,
-) -> Result<Arc<Settings>, SettingsError> {
+) -> Reading {
+    match try_read(client, pool, known, metrics).await {
+        Ok((settings, problem)) => Reading { settings: Some(settings), problem },
+        Err(problem) => Reading { settings: None, problem: Some(problem) },
+    }
+}
+
+async fn try_read(
+    client: &Client,
+    pool: &RunnerPool,
+    known: Option<&Arc<Settings>>,
+    metrics: &Metrics,
+) -> Result<(Arc<Settings>, Option<SettingsError>), SettingsError> {
     let namespace = pool.metadata.namespace.clone().unwrap_or_default();
     let name = pool.metadata.name.clone().unwrap_or_default();
     let uid = pool.metadata.uid.clone().unwrap_or_default();
     let spec = pool.spec.clone();
-    let token =
-        secret(client, &namespace, "spec.gitlab.tokenSecretRef", &spec.gitlab.token_secret_ref).await?;
+    let system_id = system_id(spec.system_id_seed.as_deref().unwrap_or(&uid));
+    let identity_before = identity_before(pool, &system_id);
+    let token = secret(client, &namespace, "spec.gitlab.tokenSecretRef", &spec.gitlab.token_secret_ref).await;
+    let (token, missing) = match token {
+        Ok(token) => (token, None),
+        Err(missing @ SettingsError::Missing { .. }) if identity_before.is_some() => {
+            (SecretString::default(), Some(missing))
+        }
+        Err(error) => return Err(error),
+    };
     let key =
         secret(client, &namespace, "spec.ssh.privateKeySecretRef", &spec.ssh.private_key_secret_ref).await?;
     let ca_bundle = match &spec.gitlab.ca_bundle {
@@ -148,13 +177,13 @@ pub async fn read(
     };
     let fingerprint =
         fingerprint(&[token.expose_secret(), key.expose_secret(), ca_bundle.as_deref().unwrap_or_default()]);
-    let system_id = system_id(spec.system_id_seed.as_deref().unwrap_or(&uid));
     if let Some(known) = known
+        && known.verified
         && known.fingerprint == fingerprint
         && known.spec.gitlab == spec.gitlab
         && known.identity.system_id == system_id
     {
-        return Ok(Arc::new(Settings {
+        let settings = Settings {
             spec,
             generation: pool.metadata.generation,
             gitlab: known.gitlab.clone(),
@@ -162,8 +191,10 @@ pub async fn read(
             short_token: known.short_token.clone(),
             ca_bundle,
             ssh_key: Arc::clone(&known.ssh_key),
+            verified: true,
             fingerprint,
-        }));
+        };
+        return Ok((Arc::new(settings), None));
     }
     let ssh_key = decode_secret_key(key.expose_secret(), None).map_err(|_| SettingsError::PrivateKey)?;
     // People make Secrets with echo: a line break at the end is not part of a token.
@@ -171,21 +202,41 @@ pub async fn read(
     let short_token = short_token(token.expose_secret());
     let gitlab =
         GitLab::new(&spec.gitlab.url, token, &system_id, &name, ca_bundle.as_deref(), metrics.clone())?;
-    let runner_id = match gitlab.verify().await {
-        VerifyAnswer::Valid { runner_id } => runner_id,
-        VerifyAnswer::Invalid => return Err(SettingsError::InvalidToken),
-        VerifyAnswer::Retry { cause } => return Err(SettingsError::Unverified(cause)),
+    let checked = match missing {
+        Some(missing) => Err(missing),
+        None => match gitlab.verify().await {
+            VerifyAnswer::Valid { runner_id } => Ok(PoolIdentity { runner_id, system_id, uid }),
+            VerifyAnswer::Invalid => Err(SettingsError::InvalidToken),
+            VerifyAnswer::Retry { cause } => Err(SettingsError::Unverified(cause)),
+        },
     };
-    Ok(Arc::new(Settings {
+    let (identity, problem) = match (checked, identity_before) {
+        (Ok(identity), _) => (identity, None),
+        (Err(problem), Some(before)) => (before, Some(problem)),
+        (Err(problem), None) => return Err(problem),
+    };
+    let settings = Settings {
         spec,
         generation: pool.metadata.generation,
         gitlab,
-        identity: PoolIdentity { runner_id, system_id, uid },
+        identity,
         short_token,
         ca_bundle,
         ssh_key: Arc::new(ssh_key),
+        verified: problem.is_none(),
         fingerprint,
-    }))
+    };
+    Ok((Arc::new(settings), problem))
+}
+
+/// Who the pool was to GitLab when that last accepted its token, if it is still the same manager.
+fn identity_before(pool: &RunnerPool, system_id: &str) -> Option<PoolIdentity> {
+    let status = pool.status.as_ref()?;
+    Some(PoolIdentity {
+        runner_id: status.runner_id?,
+        system_id: status.system_id.clone().filter(|known| known == system_id)?,
+        uid: pool.metadata.uid.clone()?,
+    })
 }
 
 async fn secret(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use crate::testbed::gitlab::{Fault, JobSpec, JobState, Target};
@@ -35,6 +35,44 @@ async fn a_refused_token_is_shown_and_a_repaired_one_is_picked_up() -> Result<()
     stage.until_finding("CredentialsValid", "True", "TokenAccepted").await?;
     let job = stage.run(JobSpec::new("after").script(["echo repaired"])).await?;
     ensure!(job.state == JobState::Success, "{}", job.log_text());
+    stage.end().await
+}
+
+#[tokio::test]
+async fn without_a_good_token_a_new_holder_brings_running_jobs_to_their_end_and_lets_environments_go()
+-> Result<()> {
+    let pool = json!({ "capacityPerInstance": 2, "isolation": "Shared" });
+    let stage = Stage::start("headless", Setting { pool, ..Setting::default() }).await?;
+    let sleeper = JobSpec::new("sleeps").suspendable().suspend_on_success().script(["true"]);
+    let key = stage.run(sleeper).await?.environment_key.context("it does not sleep")?;
+    let asleep = stage.asleep(&key).await?;
+    for (round, bad) in [Some("token=glrt-t1_nobodys_token_at_all"), None].into_iter().enumerate() {
+        let go = format!("/tmp/go{round}");
+        let script = format!("echo begun; while [ ! -e {go} ]; do sleep 0.05; done; echo ended; exit 3");
+        let id = stage.gitlab.enqueue(JobSpec::new("runs").script([script]));
+        stage.until_log(id, "begun").await?;
+        stage.operator()?.kill()?;
+        match bad {
+            Some(literal) => put_secret(&stage, "runner-token", literal).await?,
+            None => stage.kubectl(&["delete", "secret", "runner-token"]).await.map(|_| ())?,
+        }
+        stage.give_up_lease().await?;
+        stage.gitlab.client_restarted();
+        stage.operator()?.start_again().await?;
+        let reason = if bad.is_some() { "TokenRefused" } else { "SecretMissing" };
+        stage.until_finding("CredentialsValid", "False", reason).await?;
+        stage.touch(&go).await?;
+        let over = stage.until_over(id).await?;
+        ensure!((over.state, over.exit_code) == (JobState::Failed, Some(3)), "{}", over.log_text());
+        stage.lease_over(id).await?;
+        stage.until_finding("Polling", "False", "NotConfigured").await?;
+        if bad.is_some() {
+            put_secret(&stage, "runner-token", &format!("token={}", stage.runner.token)).await?;
+            stage.until_finding("CredentialsValid", "True", "TokenAccepted").await?;
+        }
+    }
+    let name = asleep["metadata"]["name"].as_str().context("it has no name")?;
+    stage.kubectl(&["delete", "suspendedenvironment", name, "--timeout=60s"]).await?;
     stage.end().await
 }
 
