@@ -33,7 +33,6 @@ pub async fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let mut crowd = Crowd::gather("environments", SIZE, json!({ "mode": "Paused" })).await?;
     let mut memory = Series::new("environments-memory", "environments", "MiB");
     let mut processor = Series::new("environments-processor-idle", "environments", "% of one processor");
-    let mut ready = Series::new("environments-ready-after-start", "environments", "s");
     let mut calls = Series::new("environments-api-calls-idle", "environments", "calls an hour");
     let mut change = Series::new("environments-processor-per-change", "environments", "ms");
     let mut expiry = Series::new("environments-expiry-delay", "environments", "s");
@@ -47,10 +46,8 @@ pub async fn measure(options: &Options, report: &mut Report) -> Result<()> {
         let more = count - names.len();
         names.extend(crowd.keep(kept..kept + more, |_| far).await?);
         kept += more;
-        let begun = Instant::now();
         crowd.raise().await?;
         let x = figures::count(*count);
-        ready.add(x, begun.elapsed().as_secs_f64());
         let operator = crowd.stage.operator()?;
         let pid = operator.pid().context("the operator does not run")?;
         until_idle(&crowd).await?;
@@ -86,7 +83,7 @@ pub async fn measure(options: &Options, report: &mut Report) -> Result<()> {
         figures::shown(small),
     );
     report.add(FLAT, at(&change, large)? / at(&change, small)?, method, &[]);
-    for series in [memory, processor, ready, calls, change, expiry] {
+    for series in [memory, processor, calls, change, expiry] {
         report.plot(series);
     }
     crowd.ensure_clean()?;
