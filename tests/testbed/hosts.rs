@@ -22,7 +22,7 @@ use super::proxy::Proxy;
 use super::{process, tools, wait};
 
 mod addresses;
-mod cgroup;
+pub mod cgroup;
 mod disk;
 mod room;
 mod sshd;

@@ -135,7 +135,8 @@ impl Drop for Cgroup {
     }
 }
 
-fn remove_tree(path: &Path) -> std::io::Result<()> {
+/// Removes a cgroup with those below it; one that is gone is fine.
+pub fn remove_tree(path: &Path) -> std::io::Result<()> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),

@@ -3,12 +3,12 @@
 //! The kubelet makes what is below; all of it is removed here, since nobody else does once the kubelet is killed.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::super::hosts::cgroup::remove_tree;
 use super::super::process::Owner;
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -89,22 +89,4 @@ fn remove_orphans(hierarchy: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn remove_tree(path: &Path) -> std::io::Result<()> {
-    let entries = match fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
-        }
-    }
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
