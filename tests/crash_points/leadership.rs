@@ -12,8 +12,9 @@ use crate::traces::{self, on, told};
 /// What the scenarios here pass.
 pub const POINTS: &[&[&str]] = &[&HELD, &GIVEN_UP, &REMOVED, &MADE_AGAIN];
 
-const HELD: [&str; 3] = ["replica-announced", "hold-taken", "hold-renewed"];
-const GIVEN_UP: [&str; 2] = ["hold-given-up", "replica-withdrawn"];
+// A replica that starts again takes its former self's announcement away first.
+const HELD: [&str; 4] = ["replica-withdrawn", "replica-announced", "hold-taken", "hold-renewed"];
+const GIVEN_UP: [&str; 1] = ["hold-given-up"];
 const REMOVED: [&str; 1] = ["hold-removed"];
 const MADE_AGAIN: [&str; 2] = ["lease-made-again", "lease-status-made-again"];
 

@@ -434,10 +434,14 @@ impl Stage {
         self.give_up_lease_of(self.operator()?.name()).await
     }
 
-    /// The same for another replica. One that is held by somebody else by now stays with them.
+    /// The same for another replica. What is held by somebody else by now stays with them.
     pub async fn give_up_lease_of(&self, replica: &str) -> Result<()> {
         let name = format!("dormouse-pool-{POOL}");
-        let lease = self.get("leases.coordination.k8s.io", &name).await?;
+        let leases = self.list("leases.coordination.k8s.io").await?;
+        // A pool that nobody has held yet, or that is gone, has none.
+        let Some(lease) = leases.iter().find(|lease| lease["metadata"]["name"] == name.as_str()) else {
+            return Ok(());
+        };
         let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
         if !holder.starts_with(&format!("{replica}_")) {
             return Ok(());
