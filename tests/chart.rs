@@ -25,6 +25,7 @@ use crate::testbed::ports::free_port;
 use crate::testbed::scratch::Scratch;
 use crate::testbed::stage::{Cluster, POOL, Setting, Stage};
 use crate::testbed::{tools, wait};
+use crate::traces;
 
 const KINDS: [&str; 3] = ["jobleases", "runnerpools", "suspendedenvironments"];
 const NAMESPACE: &str = "dormouse-system";
@@ -303,11 +304,7 @@ async fn a_job_sleeps_wakes_and_outlives_an_upgrade(stage: &Stage, values: &[Str
     let log = woken.log_text();
     ensure!((woken.state, woken.exit_code) == (JobState::Failed, Some(3)), "{log}");
     ensure!(log.lines().any(|line| line.trim_end().ends_with("kept")), "{log}");
-    for number in 1..=300 {
-        let line = format!("line {number}");
-        let count = log.lines().filter(|found| found.trim_end().ends_with(&line)).count();
-        ensure!(count == 1, "{line} is there {count} times:\n{log}");
-    }
+    traces::each_line_once(&woken, 300)?;
     stage.asleep(&key).await?;
     Ok(())
 }

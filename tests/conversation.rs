@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::testbed::gitlab::{FaultId, JobId, JobSpec, JobState, JobView};
 use crate::testbed::stage::{SOON, Setting, Stage};
 use crate::testbed::wait::until;
+use crate::traces::each_line_once;
 
 mod acquire;
 mod faults;
@@ -21,17 +22,6 @@ mod rate_limit;
 /// A job of forty lines within about a second, which ends with exit code 3.
 fn count(name: impl Into<String>) -> JobSpec {
     JobSpec::new(name).script(["for i in $(seq 1 40); do echo line $i; sleep 0.03; done", "exit 3"])
-}
-
-/// Fails unless each of the first `lines` lines of a counting job is in its log exactly once.
-fn ensure_whole(job: &JobView, lines: u32) -> Result<()> {
-    let text = job.log_text();
-    for number in 1..=lines {
-        let line = format!("line {number}");
-        let count = text.lines().filter(|found| found.trim_end().ends_with(&line)).count();
-        ensure!(count == 1, "{}: {line} is there {count} times:\n{text}", job.name);
-    }
-    Ok(())
 }
 
 /// One host with room for all jobs of a test at once.

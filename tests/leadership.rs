@@ -9,6 +9,7 @@ use crate::testbed::gitlab::{JobId, JobSpec, JobState, JobView};
 use crate::testbed::operator::Operator;
 use crate::testbed::stage::{POOL, Setting, Stage, host};
 use crate::testbed::wait::until;
+use crate::traces;
 
 mod fence;
 mod outage;
@@ -44,12 +45,7 @@ async fn end_whole(stage: &Stage, id: JobId) -> Result<JobView> {
     stage.touch("/tmp/go").await?;
     let job = stage.until_over(id).await?;
     ensure!((job.state, job.exit_code) == (JobState::Failed, Some(5)), "{}", job.log_text());
-    let text = job.log_text();
-    for number in 1..=200 {
-        let line = format!("line {number}");
-        let count = text.lines().filter(|found| found.trim_end().ends_with(&line)).count();
-        ensure!(count == 1, "{line} is there {count} times:\n{text}");
-    }
+    traces::each_line_once(&job, 200)?;
     let lease = stage.lease_over(id).await?;
     ensure!(lease["status"]["phase"] == "Reported" && lease["status"]["exitCode"] == 5, "{lease:#}");
     Ok(job)

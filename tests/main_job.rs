@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::testbed::gitlab::{GitRepo, JobSpec, JobState};
 use crate::testbed::stage::{Setting, Stage};
+use crate::traces;
 
 #[tokio::test]
 async fn a_plain_job_runs_and_its_log_and_exit_code_arrive() -> Result<()> {
@@ -111,11 +112,6 @@ async fn a_job_outlives_sigkill_of_its_manager_without_losing_a_byte() -> Result
     stage.crash_operator().await?;
     let job = stage.until_over(id).await?;
     ensure!((job.state, job.exit_code) == (JobState::Failed, Some(5)), "{}", job.log_text());
-    let text = job.log_text();
-    for number in 1..=200 {
-        let line = format!("line {number}");
-        let count = text.lines().filter(|found| found.trim_end().ends_with(&line)).count();
-        ensure!(count == 1, "{line} is there {count} times:\n{text}");
-    }
+    traces::each_line_once(&job, 200)?;
     stage.end().await
 }

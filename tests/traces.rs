@@ -38,6 +38,17 @@ pub fn told(job: &JobView) -> String {
     )
 }
 
+/// Fails unless each of the first lines of a job that counts (`line 1`, `line 2`, …) is in its log exactly once.
+pub fn each_line_once(job: &JobView, lines: usize) -> Result<()> {
+    let log = job.log_text();
+    for number in 1..=lines {
+        let line = format!("line {number}");
+        let count = log.lines().filter(|found| found.trim_end().ends_with(&line)).count();
+        ensure!(count == 1, "{}: {line} is there {count} times:\n{log}", job.name);
+    }
+    Ok(())
+}
+
 /// A JSON string, or nothing.
 pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()

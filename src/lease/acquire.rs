@@ -1,5 +1,6 @@
 //! Waiting for a slot: the planner's reservation for a plain job, the environment's own slot for a resume.
 
+use kube::ResourceExt;
 use tokio::time::Instant;
 
 use super::conversation::{Counted, Waiting};
@@ -35,7 +36,7 @@ pub enum Acquired {
 /// Waits until the lease has a slot.
 pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
     let deadline = deadline(driver);
-    let mut turns = driver.held.signal(&kube::ResourceExt::name_any(driver.lease.as_ref()));
+    let mut turns = driver.held.signal(&driver.lease.name_any());
     let mut waiting_for = "a free slot".to_owned();
     loop {
         turns.borrow_and_update();
@@ -58,12 +59,12 @@ pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
                 }
             }
         } else {
-            driver.held.reservation(&kube::ResourceExt::name_any(driver.lease.as_ref()))
+            driver.held.reservation(&driver.lease.name_any())
         };
         if let Some(slot) = slot {
             // (4)
             driver.record(&Step::Assigned { instance: slot.instance, slot: slot.index }).await?;
-            driver.held.settle_reservation(&kube::ResourceExt::name_any(driver.lease.as_ref()));
+            driver.held.settle_reservation(&driver.lease.name_any());
             return Ok(Acquired::Slot);
         }
         let is_late = Instant::now() >= deadline;
@@ -94,9 +95,9 @@ fn deadline(driver: &Driver) -> Instant {
     Instant::now() + limit.saturating_sub(waited)
 }
 
-/// A server that counts the job as waiting gives it to somebody else when we fall silent, and the
-/// sooner the less it was told; any other has to be told that it failed. A resume can go nowhere else: it is always told. `None` while
-/// GitLab has not said as what it counts the job: then the wait goes on until it does.
+/// A server that counts the job as waiting gives it to somebody else when we fall silent, and the sooner the less it was
+/// told; any other has to be told that it failed. A resume can go nowhere else: it is always told. `None` while GitLab has
+/// not said as what it counts the job: then the wait goes on until it does.
 fn out_of_time(driver: &mut Driver, waiting_for: &str) -> Option<Acquired> {
     let limit = driver.settings.spec.instance_acquire_timeout.std();
     let message = format!(

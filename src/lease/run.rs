@@ -115,7 +115,7 @@ pub async fn reach(
     let instance = driver.lease.place().map(|(instance, _)| instance.to_owned()).unwrap_or_default();
     let grace = driver.settings.spec.connection_grace.std();
     let mut deadline = lost_since.unwrap_or_else(Instant::now) + grace;
-    let mut turns = driver.held.signal(&kube::ResourceExt::name_any(driver.lease.as_ref()));
+    let mut turns = driver.held.signal(&driver.lease.name_any());
     loop {
         turns.borrow_and_update();
         if let Some(link) = driver.held.hosts.link(&instance)

@@ -4,6 +4,7 @@
 //! while there is room for it. A stream that nobody reads would hold up all others of its connection, so while GitLab
 //! is slow it is read on and what finds no room is let go: the host has it, and it is read again later.
 
+use kube::ResourceExt;
 use tokio::time::{Instant, sleep_until};
 
 use super::conclude::Conclusion;
@@ -86,7 +87,7 @@ pub async fn stream(
     link: &Link,
     streaming: &mut Streaming,
 ) -> Result<Streamed, DriveError> {
-    let mut turns = driver.held.signal(&kube::ResourceExt::name_any(driver.lease.as_ref()));
+    let mut turns = driver.held.signal(&driver.lease.name_any());
     let share = driver.held.shared.bounds.logs.join();
     loop {
         streaming.trace.set_room(share.bytes());

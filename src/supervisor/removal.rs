@@ -34,26 +34,19 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
     let Some(top) = open(CWD, path)? else { return Ok(()) };
     let mut moved = 0;
-    loop {
-        let names = some_names(&top)?;
-        if names.is_empty() {
-            break;
-        }
-        for name in names {
-            if let Left::Folder = remove_entry(&top, &name)? {
-                let Some(folder) = open(&top, name.as_c_str())? else { continue };
-                empty(&folder, &top, &mut moved)?;
-                drop(folder);
-                gone(rustix::fs::unlinkat(&top, name.as_c_str(), AtFlags::REMOVEDIR))?;
-            }
-        }
-    }
+    clear(&top, |name| {
+        let Some(folder) = open(&top, name)? else { return Ok(()) };
+        // Folders that are not empty are moved up to the top.
+        clear(&folder, |below| hand_up(&folder, below, &top, &mut moved))?;
+        drop(folder);
+        gone(rustix::fs::unlinkat(&top, name, AtFlags::REMOVEDIR))
+    })?;
     drop(top);
     gone(rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR))
 }
 
-/// Empties a folder: files are deleted, folders that are not empty are moved up to the top.
-fn empty(folder: &OwnedFd, top: &OwnedFd, moved: &mut u64) -> io::Result<()> {
+/// Empties a folder: what can be deleted is, and the folders that are not empty are seen to one by one.
+fn clear(folder: &OwnedFd, mut see_to: impl FnMut(&CStr) -> io::Result<()>) -> io::Result<()> {
     loop {
         let names = some_names(folder)?;
         if names.is_empty() {
@@ -61,7 +54,7 @@ fn empty(folder: &OwnedFd, top: &OwnedFd, moved: &mut u64) -> io::Result<()> {
         }
         for name in names {
             if let Left::Folder = remove_entry(folder, &name)? {
-                hand_up(folder, &name, top, moved)?;
+                see_to(&name)?;
             }
         }
     }
@@ -123,22 +116,14 @@ fn hand_up(folder: &OwnedFd, name: &CStr, top: &OwnedFd, moved: &mut u64) -> io:
 
 /// Empties a folder whose folders cannot be moved.
 fn empty_here(folder: &OwnedFd) -> io::Result<()> {
-    loop {
-        let names = some_names(folder)?;
-        if names.is_empty() {
-            return Ok(());
+    clear(folder, |name| {
+        let Some(below) = open(folder, name)? else { return Ok(()) };
+        if !is_same_device(&below, folder)? {
+            return Err(Errno::XDEV.into());
         }
-        for name in names {
-            if let Left::Folder = remove_entry(folder, &name)? {
-                let Some(below) = open(folder, name.as_c_str())? else { continue };
-                if !is_same_device(&below, folder)? {
-                    return Err(Errno::XDEV.into());
-                }
-                empty_here(&below)?;
-                gone(rustix::fs::unlinkat(folder, name.as_c_str(), AtFlags::REMOVEDIR))?;
-            }
-        }
-    }
+        empty_here(&below)?;
+        gone(rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR))
+    })
 }
 
 /// How an entry is opened to be looked at: never through a link, never waiting for a pipe's other end.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::{count, ensure_whole, roomy};
+use super::{count, each_line_once, roomy};
 use crate::testbed::gitlab::{Action, Commit, Fault, JobId, JobSpec, JobState, Options, Target};
 use crate::testbed::stage::{SOON, Setting, Stage};
 use crate::testbed::wait::until;
@@ -40,7 +40,7 @@ async fn no_single_fault_costs_a_byte_of_the_log_or_the_result() -> Result<()> {
         let end = (job.state, job.exit_code, job.failure_reason.as_deref());
         let wanted = (JobState::Failed, Some(3), Some("script_failure"));
         ensure!(end == wanted, "{}: {end:?}\n{}", job.name, job.log_text());
-        ensure_whole(&job, 40)?;
+        each_line_once(&job, 40)?;
         ensure!(stage.lease_over(id).await?["status"]["phase"] == "Reported");
     }
     stage.end().await
@@ -54,7 +54,7 @@ async fn a_server_that_still_stores_the_log_or_has_lost_it_gets_it_whole() -> Re
     for id in [storing, reset] {
         let job = stage.until_over(id).await?;
         ensure!((job.state, job.exit_code) == (JobState::Failed, Some(3)), "{}", job.log_text());
-        ensure_whole(&job, 40)?;
+        each_line_once(&job, 40)?;
         ensure!(stage.lease_over(id).await?["status"]["phase"] == "Reported");
     }
     let answers = |id| -> Vec<u16> {
@@ -73,7 +73,7 @@ async fn a_server_without_two_phase_commit_is_served_as_well() -> Result<()> {
     let stage = Stage::start("legacy", setting).await?;
     let job = stage.run(count("legacy")).await?;
     ensure!((job.state, job.exit_code) == (JobState::Failed, Some(3)), "{}", job.log_text());
-    ensure_whole(&job, 40)?;
+    each_line_once(&job, 40)?;
     let job = stage.run(JobSpec::new("asleep").suspendable().suspend_on_success().script(["true"])).await?;
     ensure!(job.state == JobState::Success && job.environment_key.is_some(), "{}", job.log_text());
     stage.end().await
@@ -106,7 +106,7 @@ async fn a_hand_out_whose_answer_is_lost_is_run_when_gitlab_hands_it_out_again()
     let again = lost.retried_as.expect("the server queues a job again that was never begun");
     let job = stage.until_over(again).await?;
     ensure!((job.state, job.exit_code) == (JobState::Failed, Some(3)), "{}", job.log_text());
-    ensure_whole(&job, 40)?;
+    each_line_once(&job, 40)?;
     stage.end().await
 }
 

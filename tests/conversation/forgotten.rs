@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::{count, ensure_whole, reported, roomy, until_hit, until_no_process};
+use super::{count, each_line_once, reported, roomy, until_hit, until_no_process};
 use crate::testbed::gitlab::{Fault, JobSpec, Target};
 use crate::testbed::stage::{SOON, Setting, Stage};
 use crate::testbed::wait::until;
@@ -45,7 +45,7 @@ async fn at_the_report_the_lease_is_closed_and_the_host_tidied() -> Result<()> {
         ensure!(lease["status"]["phase"] == "Reported" && lease["status"]["exitCode"] == 3, "{lease:#}");
         ensure!(reported(&lease).0 == "Reported", "{lease:#}");
         ensure!(stage.gitlab.fault_hits(fault) == 1, "the result was told again after {status}");
-        ensure_whole(&stage.gitlab.job(id).context("it was enqueued")?, 40)?;
+        each_line_once(&stage.gitlab.job(id).context("it was enqueued")?, 40)?;
     }
     until("nothing of the jobs is on the host", SOON, async || {
         let left = traces::on(

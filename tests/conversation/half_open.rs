@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{count, ensure_told_once, ensure_whole, roomy, until_hit, until_no_process, until_over_after};
+use super::{count, each_line_once, ensure_told_once, roomy, until_hit, until_no_process, until_over_after};
 use crate::testbed::gitlab::{Action, Fault, FaultId, JobId, JobSpec, JobState, Target};
 use crate::testbed::stage::{SOON, Stage};
 use crate::testbed::wait::until;
@@ -33,14 +33,14 @@ async fn a_call_that_is_never_answered_costs_time_and_nothing_else() -> Result<(
         until_hit(&stage, fault).await?;
     }
     // The pool goes on meanwhile, and then cannot ask for jobs for a while.
-    ensure_whole(&stage.run(count("meanwhile")).await?, 40)?;
+    each_line_once(&stage.run(count("meanwhile")).await?, 40)?;
     let poll = stage.gitlab.inject(Fault::on(Target::RequestJob, Action::HalfOpen).once());
     until_hit(&stage, poll).await?;
     let later = stage.gitlab.enqueue(count("later"));
     for id in hung.map(|(id, _)| id).into_iter().chain([later]) {
         let job = until_over_after(&stage, id, HANGS).await?;
         ensure_told_once(&job)?;
-        ensure_whole(&job, 40)?;
+        each_line_once(&job, 40)?;
         ensure!(stage.lease_over(id).await?["status"]["phase"] == "Reported");
     }
     stage.end().await
@@ -110,7 +110,7 @@ async fn a_slot_is_taken_while_the_word_that_the_job_waits_hangs() -> Result<()>
     let job = stage.gitlab.job(waits).context("it was enqueued")?;
     ensure!(job.puts.is_empty(), "the slot was taken after an answer: {:?}", job.puts);
     let job = until_over_after(&stage, waits, HANGS).await?;
-    ensure_whole(&job, 40)?;
+    each_line_once(&job, 40)?;
     ensure_told_once(&job)?;
     stage.end().await
 }

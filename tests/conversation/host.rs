@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::{count, ensure_whole};
+use super::{count, each_line_once};
 use crate::testbed::gitlab::{Action, Fault, JobSpec, JobState, Target};
 use crate::testbed::hosts::Line;
 use crate::testbed::stage::{SOON, Setting, Stage};
@@ -24,7 +24,7 @@ async fn a_cut_that_is_shorter_than_the_grace_is_not_seen_in_the_log() -> Result
         stage.hosts[0].heal().await?;
         let job = stage.until_over(id).await?;
         ensure!((job.state, job.exit_code) == (JobState::Failed, Some(3)), "{}", job.log_text());
-        ensure_whole(&job, 100)?;
+        each_line_once(&job, 100)?;
     }
     stage.end().await
 }
@@ -39,7 +39,7 @@ async fn a_cut_that_is_longer_than_the_grace_fails_the_job_and_the_slot_is_used_
     let job = stage.until_over(id).await?;
     ensure!(job.state == JobState::Failed, "{}", job.log_text());
     ensure!(job.failure_reason.as_deref() == Some("runner_system_failure"), "{job:?}");
-    ensure_whole(&job, 2)?;
+    each_line_once(&job, 2)?;
     let words = "instance alder has not been reachable for 3 s (spec.connectionGrace)";
     ensure!(job.log_text().matches(words).count() == 1, "{}", job.log_text());
     let event = stage.until_event("InstanceLost").await?;
@@ -80,7 +80,7 @@ async fn the_last_words_about_a_lost_host_are_whole_where_an_answer_was_lost_bef
     stage.until_event("InstanceLost").await?;
     stage.gitlab.remove_fault(silent);
     let job = stage.until_over(id).await?;
-    ensure_whole(&job, 2)?;
+    each_line_once(&job, 2)?;
     let words = "ERROR: Job failed (system failure): instance alder has not been reachable for 3 s";
     ensure!(job.log_text().matches(words).count() == 1, "{}", job.log_text());
     stage.hosts[0].heal().await?;
@@ -100,7 +100,7 @@ async fn a_host_that_reboots_under_a_job_is_told_as_such() -> Result<()> {
     let job = stage.until_over(id).await?;
     ensure!(job.failure_reason.as_deref() == Some("runner_system_failure"), "{job:?}");
     ensure!(job.log_contains("the host was rebooted while the job ran"), "{}", job.log_text());
-    ensure_whole(&job, 1)?;
+    each_line_once(&job, 1)?;
     let next = stage.run(count("next")).await?;
     ensure!(next.exit_code == Some(3), "{}", next.log_text());
     stage.end().await

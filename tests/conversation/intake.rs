@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::{count, ensure_told_once, ensure_whole, until_over_after};
+use super::{count, each_line_once, ensure_told_once, until_over_after};
 use crate::testbed::gitlab::{Commit, JobId, JobState};
 use crate::testbed::mishap::Mishap;
 use crate::testbed::proxy::Line;
@@ -44,7 +44,7 @@ async fn a_lease_is_written_as_soon_as_the_api_server_is_back() -> Result<()> {
     away.end(&stage).await?;
     let job = stage.until_over(id).await?;
     ensure_told_once(&job)?;
-    ensure_whole(&job, 40)?;
+    each_line_once(&job, 40)?;
     stage.end().await
 }
 
@@ -68,7 +68,7 @@ async fn goes_back_to_a_server_that_can_take_it_back() -> Result<()> {
     let again = lost.retried_as.context("a job that was never begun is queued again")?;
     let job = until_over_after(&stage, again, SOON).await?;
     ensure_told_once(&job)?;
-    ensure_whole(&job, 40)?;
+    each_line_once(&job, 40)?;
     stage.end().await
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::{
-    count, ensure_numbered, ensure_told_once, ensure_whole, reported, roomy, until_file, until_hit,
+    count, each_line_once, ensure_numbered, ensure_told_once, reported, roomy, until_file, until_hit,
     until_over_after,
 };
 use crate::testbed::gitlab::{Fault, JobSpec, JobState, Target};
@@ -130,7 +130,7 @@ async fn a_job_runs_on_while_gitlab_is_away_and_its_log_is_whole_afterwards() ->
     stage.touch("/tmp/go").await?;
     let job = stage.until_over(id).await?;
     ensure!((job.state, job.exit_code) == (JobState::Failed, Some(3)), "{}", job.log_text());
-    ensure_whole(&job, 200)?;
+    each_line_once(&job, 200)?;
     let over = stage.run(count("next")).await?;
     ensure!(over.exit_code == Some(3), "{}", over.log_text());
     stage.end().await
@@ -158,7 +158,7 @@ async fn a_result_is_kept_until_gitlab_can_be_told() -> Result<()> {
     stage.gitlab.up()?;
     let job = stage.until_over(id).await?;
     ensure!((job.state, job.exit_code) == (JobState::Failed, Some(3)), "{}", job.log_text());
-    ensure_whole(&job, 40)?;
+    each_line_once(&job, 40)?;
     let lease = stage.lease_over(id).await?;
     ensure!(lease["status"]["phase"] == "Reported" && lease["status"]["exitCode"] == 3, "{lease:#}");
     stage.end().await

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{count, ensure_told_once, ensure_whole, roomy, until_hit, until_over_after};
+use super::{count, each_line_once, ensure_told_once, roomy, until_hit, until_over_after};
 use crate::testbed::gitlab::{Fault, JobId, Target};
 use crate::testbed::stage::Stage;
 
@@ -30,13 +30,13 @@ async fn a_wait_is_granted_up_to_a_minute_and_holds_up_no_other_job() -> Result<
     // Meanwhile others come and go.
     for _ in 0..3 {
         let job = stage.run(count("not limited")).await?;
-        ensure_whole(&job, 40)?;
+        each_line_once(&job, 40)?;
     }
     let unlimited = stage.gitlab.jobs().last().and_then(|job| job.finished_at).context("it is over")?;
     for (id, asked) in waiting.into_iter().zip([86_400, 86_400, 86_400, 5]) {
         let job = until_over_after(&stage, id, GRANTED).await?;
         ensure_told_once(&job)?;
-        ensure_whole(&job, 40)?;
+        each_line_once(&job, 40)?;
         let mut said = stage.gitlab.requests();
         said.retain(|request| request.job == Some(id));
         let at = said.iter().position(|request| request.answer == Some(429)).context("it was limited")?;

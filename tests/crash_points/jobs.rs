@@ -49,11 +49,7 @@ async fn ran_once(stage: &Stage, over: &JobView) -> Result<()> {
     ensure!((over.state, over.exit_code) == (JobState::Failed, Some(3)), "{}", told(over));
     ensure!(over.failure_reason.as_deref() == Some("script_failure"), "{}", told(over));
     let log = over.log_text();
-    for number in 1..=LINES {
-        let wanted = format!("line {number}");
-        let count = log.lines().filter(|line| line.trim_end().ends_with(&wanted)).count();
-        ensure!(count == 1, "{wanted} is there {count} times:\n{log}");
-    }
+    traces::each_line_once(over, LINES)?;
     ensure!(log.matches("exit code 3").count() == 1, "{}", told(over));
     let runs = on(&stage.hosts[0], &format!("cat /tmp/ran-{}", over.name)).await?;
     ensure!(runs == "ran", "it was run like this: {runs:?}");

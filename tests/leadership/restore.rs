@@ -10,6 +10,7 @@ use crate::testbed::control_plane::Snapshot;
 use crate::testbed::gitlab::{JobId, JobSpec, JobState};
 use crate::testbed::stage::{Cluster, POOL, SOON, Setting, Stage, host};
 use crate::testbed::wait::until;
+use crate::traces;
 
 async fn stage(name: &str) -> Result<Stage> {
     let cluster = Cluster::own(name).await?;
@@ -49,11 +50,7 @@ async fn end(stage: &Stage, name: &str, id: JobId) -> Result<()> {
     let job = stage.until_over(id).await?;
     let text = job.log_text();
     ensure!((job.state, job.exit_code) == (JobState::Failed, Some(4)), "{text}");
-    for number in 1..=100 {
-        let line = format!("line {number}");
-        let count = text.lines().filter(|found| found.trim_end().ends_with(&line)).count();
-        ensure!(count == 1, "{line} is there {count} times:\n{text}");
-    }
+    traces::each_line_once(&job, 100)?;
     ensure_ran_once(stage, name).await
 }
 

@@ -18,9 +18,7 @@ async fn slept_once(stage: &Stage, over: &JobView) -> Result<()> {
     let key = key_of(over)?;
     let log = over.log_text();
     let count = |wanted: &str| log.lines().filter(|line| line.trim_end().ends_with(wanted)).count();
-    for number in 1..=20 {
-        ensure!(count(&format!("line {number}")) == 1, "line {number} is not there once:\n{log}");
-    }
+    traces::each_line_once(over, 20)?;
     ensure!(count(&format!("Job environment suspended: {key}")) == 1, "{log}");
     ensure!(log.matches("Job failed: exit code 5").count() == 1, "{log}");
     stage.lease_over(over.id).await?;
