@@ -1,4 +1,4 @@
-//! The admin server: liveness, readiness with named gates, metrics.
+//! The admin server: liveness, readiness with named gates, metrics, the list of jobs.
 
 use std::net::SocketAddr;
 
@@ -50,6 +50,7 @@ pub async fn serve(
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .route("/debug/jobs/list", get(jobs))
         .with_state(gates);
     Ok(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
@@ -68,7 +69,14 @@ async fn ready(State(gates): State<Gates>) -> impl IntoResponse {
     (status, text)
 }
 
+/// One line for each job that this replica drives.
+async fn jobs(State(Gates { shared }): State<Gates>) -> String {
+    shared.driven.lines(&shared.leases.cache, &shared.pools.cache)
+}
+
 async fn metrics(State(gates): State<Gates>) -> impl IntoResponse {
+    let shared = &gates.shared;
+    shared.metrics.jobs(&shared.driven.places(&shared.leases.cache));
     match gates.shared.metrics.text() {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -3,6 +3,7 @@
 //! Pure: types, schema rules and names. A field exists exactly when its behaviour does. Doc comments are user
 //! interface: they are what `kubectl explain` prints.
 
+pub mod cache;
 pub mod condition;
 pub mod crds;
 pub mod duration;
@@ -10,6 +11,7 @@ pub mod job_lease;
 pub mod key;
 pub mod labels;
 pub mod reference;
+pub mod registration;
 pub mod runner_pool;
 pub mod suspended_environment;
 

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::watcher;
 use kube::{Api, Client, Config, ResourceExt};
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,16 +16,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Gates};
+use crate::allowed_groups::AllowedGroups;
 use crate::api::{JobLease, RunnerPool, SuspendedEnvironment, labels};
 use crate::bounds::Bounds;
 use crate::clock;
+use crate::fleet::prices::Prices;
 use crate::host::install::Supervisors;
 use crate::kube_ext::cache::Cache;
 use crate::kube_ext::events::Events;
 use crate::kube_ext::store::Store;
 use crate::leader::claim::LastHolder;
 use crate::leader::{Claim, Roster, spread};
+use crate::lease::driven::Driven;
 use crate::pool;
+use crate::provider::observer::Observers;
 use crate::telemetry::Metrics;
 
 /// What the operator is started with.
@@ -39,6 +45,12 @@ pub struct Options {
     pub admin_address: SocketAddr,
     /// The folder with `dormouse-supervisor-<machine>` files.
     pub supervisor_dir: PathBuf,
+    /// The name of the cluster in the tags of what is made in a cloud; the uid of namespace kube-system without one.
+    pub cluster_id: Option<String>,
+    /// Which Auto Scaling groups the pools of a namespace may use.
+    pub allowed_groups: AllowedGroups,
+    /// A file with prices; the built-in list prices without one.
+    pub prices_file: Option<PathBuf>,
 }
 
 /// What all pools of this replica share. Cloning shares it.
@@ -62,8 +74,18 @@ pub struct Shared {
     pub metrics: Metrics,
     /// How much is done at a time.
     pub bounds: Bounds,
+    /// The jobs that are driven here.
+    pub driven: Driven,
     /// Supervisors to install.
     pub supervisors: Supervisors,
+    /// The shared looks at clouds.
+    pub observers: Observers,
+    /// The cluster, in the tags of what is made in a cloud.
+    pub cluster_id: String,
+    /// Which groups the pools of a namespace may use.
+    pub allowed_groups: Arc<AllowedGroups>,
+    /// What machines and storage cost.
+    pub prices: Arc<Prices>,
     /// This process: the replica's name and a uuid of its own, so that a restarted replica is another holder.
     pub identity: String,
 }
@@ -108,9 +130,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         claims: Cache::default(),
         roster: Roster::new(client.clone(), &namespace, watched, &identity, process),
         events: Events::new(client.clone(), &identity),
+        observers: Observers::new(metrics.clone()),
+        cluster_id: cluster_id(&client, options.cluster_id.as_deref()).await?,
+        allowed_groups: Arc::new(options.allowed_groups.clone()),
+        prices: Arc::new(read_prices(options.prices_file.as_deref())?),
         client,
         metrics,
         bounds,
+        driven: Driven::default(),
         supervisors,
         identity,
     };
@@ -142,6 +169,35 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         tracing::warn!("a request to GitLab was still open at the end");
     }
     Ok(())
+}
+
+/// The cluster's own name: given, or the uid of a namespace that every cluster has and never makes anew.
+pub(crate) async fn cluster_id(client: &Client, given: Option<&str>) -> anyhow::Result<String> {
+    if let Some(given) = given {
+        return Ok(given.to_owned());
+    }
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    match namespaces.get("kube-system").await {
+        Ok(namespace) => Ok(namespace.metadata.uid.unwrap_or_default()),
+        // An operator with rights in one namespace only: pools with a cloud say what is missing.
+        Err(kube::Error::Api(status)) if status.is_forbidden() => {
+            tracing::info!(
+                "namespace kube-system may not be read: --cluster-id is needed for pools with provider.aws"
+            );
+            Ok(String::new())
+        }
+        Err(error) => {
+            Err(error).context("failed to read the uid of namespace kube-system; give --cluster-id")
+        }
+    }
+}
+
+fn read_prices(file: Option<&std::path::Path>) -> anyhow::Result<Prices> {
+    let Some(file) = file else { return Ok(Prices::built_in()?) };
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("failed to read {}, the file of --prices", file.display()))?;
+    Prices::from_yaml(&text)
+        .with_context(|| format!("failed to use {}, the file of --prices", file.display()))
 }
 
 fn follow(

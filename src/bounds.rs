@@ -11,6 +11,9 @@ use crate::telemetry::{Metrics, Occupation};
 /// Steps for environments: each is a write or two to the API server and perhaps a verb on a host.
 const ENVIRONMENT_STEPS: usize = 16;
 
+/// Changes of clouds. The client's own limits are below it; this bounds what waits for them.
+const CLOUD_CHANGES: usize = 32;
+
 /// Hosts that list what is on them.
 const HOST_LISTS: usize = 16;
 
@@ -37,6 +40,8 @@ const LEAST_LOG_SHARE: usize = 32 * 1024;
 pub struct Bounds {
     /// Steps for environments.
     pub environment_steps: Bound,
+    /// Changes of clouds.
+    pub cloud_changes: Bound,
     /// Hosts that list what is on them.
     pub host_lists: Bound,
     /// SSH connections being made.
@@ -62,6 +67,7 @@ impl Bounds {
     pub fn new(metrics: &Metrics) -> Self {
         Self {
             environment_steps: Bound::new("environment_steps", ENVIRONMENT_STEPS, metrics),
+            cloud_changes: Bound::new("cloud_changes", CLOUD_CHANGES, metrics),
             host_lists: Bound::new("host_lists", HOST_LISTS, metrics),
             dials: Bound::new("ssh_dials", DIALS, metrics),
             api_writes: Bound::new("api_writes", API_WRITES, metrics),

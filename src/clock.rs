@@ -5,7 +5,8 @@
 //! replicas whose clocks differ agree: each learns how far its own is off ([`follow`]) and corrects it. How long
 //! something lasts is never taken from here but from a monotonic clock.
 //!
-//! A test build (one with debug assertions) can be told to be off: `DORMOUSE_CLOCK_OFFSET_SECONDS`.
+//! A test build (one with debug assertions) can be told to be off, `DORMOUSE_CLOCK_OFFSET_SECONDS`, or that so much time
+//! has passed since what is written down, `DORMOUSE_TIME_LEAP_SECONDS`, which no other clock corrects.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -20,7 +21,9 @@ const TOLERANCE: SignedDuration = SignedDuration::from_secs(2);
 
 /// The time of day, corrected as far as it is known to be wrong.
 pub fn now() -> Timestamp {
-    added(own(), SignedDuration::from_millis(CORRECTION.load(Ordering::Relaxed)))
+    static LEAP: OnceLock<SignedDuration> = OnceLock::new();
+    let leap = *LEAP.get_or_init(|| told("DORMOUSE_TIME_LEAP_SECONDS"));
+    added(own(), SignedDuration::from_millis(CORRECTION.load(Ordering::Relaxed)) + leap)
 }
 
 /// The time of day as this machine has it.
@@ -65,13 +68,15 @@ fn added(time: Timestamp, by: SignedDuration) -> Timestamp {
 /// What a test build was told.
 fn offset() -> SignedDuration {
     static OFFSET: OnceLock<SignedDuration> = OnceLock::new();
+    *OFFSET.get_or_init(|| told("DORMOUSE_CLOCK_OFFSET_SECONDS"))
+}
+
+fn told(variable: &str) -> SignedDuration {
     if !cfg!(debug_assertions) {
         return SignedDuration::ZERO;
     }
-    *OFFSET.get_or_init(|| {
-        let told = std::env::var("DORMOUSE_CLOCK_OFFSET_SECONDS").ok();
-        SignedDuration::from_secs(told.and_then(|text| text.parse().ok()).unwrap_or(0))
-    })
+    let told = std::env::var(variable).ok();
+    SignedDuration::from_secs(told.and_then(|text| text.parse().ok()).unwrap_or(0))
 }
 
 #[cfg(feature = "operator")]

@@ -10,20 +10,28 @@ use kube::ResourceExt;
 
 use crate::api::SuspendedEnvironment;
 use crate::api::condition;
-use crate::api::suspended_environment::{Phase, SuspendedEnvironmentStatus, Tier};
+use crate::api::suspended_environment::{Phase, SuspendedEnvironmentStatus};
 use crate::clock;
 use crate::deed::Point;
+use crate::fleet::facts::Fate;
+use crate::fleet::{cost, tally};
 use crate::host::keeper::HostState;
 use crate::host::link::JobPath;
 use crate::kube_ext::is_conflict;
 use crate::pool::book::Urgency;
 use crate::pool::{Held, Subject};
+use crate::provider::Change;
 use crate::telemetry::EnvironmentOutcome;
 
+pub mod adopt;
 pub mod check;
 pub mod limits;
+pub mod moves;
 pub mod plan;
+pub mod saved;
+pub mod surrender;
 pub mod sweep;
+pub mod tier;
 
 use plan::{Action, HostWord, InstanceState, Observed};
 
@@ -32,7 +40,7 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// Why a step for an environment was not done.
 #[derive(Debug, thiserror::Error)]
-enum StepError {
+pub enum StepError {
     /// The API server refused or could not be asked.
     #[error("the API server: {0}")]
     Kubernetes(#[from] kube::Error),
@@ -42,6 +50,15 @@ enum StepError {
     /// The host is away.
     #[error("the host is not reachable")]
     Away,
+    /// The cloud refused or could not be asked.
+    #[error("the cloud: {0}")]
+    Cloud(#[from] crate::provider::CloudError),
+    /// No slot of its index is free on an instance where it could go.
+    #[error("no slot is free for it")]
+    NoRoom,
+    /// What was kept of its host cannot be read.
+    #[error("the environment's saved state cannot be read: {0}")]
+    Saved(String),
 }
 
 /// Looks at the environments that have changed or whose time has come, and lets those with something to be done wait
@@ -52,22 +69,31 @@ pub fn look(held: &Held) {
     for name in names {
         let Some(environment) = held.environment(&name) else { continue };
         let observed = observe(held, &environment);
-        // While a job is open in it, that job's task writes its status; the end of its lease is news here.
-        if observed.lease_is_open && environment.metadata.deletion_timestamp.is_none() {
+        // While a job is open in it, that job's task writes its status; the end of its lease is news here. Until the
+        // job has its slot, bringing the environment back is done from here all the same.
+        let waits_for_tier = comes_back_for_a_job(&observed);
+        if observed.lease_is_open && environment.metadata.deletion_timestamp.is_none() && !waits_for_tier {
             continue;
         }
         let plan = plan::plan(&observed);
+        let moving = plan_move(held, &observed, &plan);
         let urgency = match plan.action {
+            None if moving.as_ref().is_some_and(|(_, plan)| plan.step.is_some()) => Some(Urgency::Needed),
             Some(Action::Expire) => Some(Urgency::Due),
             Some(_) => Some(Urgency::Needed),
             None if !observed.is_settled() => None,
             None => {
-                let is_said = environment.status.as_ref() == Some(&described(&observed, &plan));
+                let is_said = environment.status.as_ref() == Some(&described(held, &observed, &plan));
                 (!is_said).then_some(Urgency::Told)
             }
         };
+        let by_tier = moving.and_then(|(look, plan)| {
+            let next = tier::next_change(&environment, look.view(&environment).rules, clock::now());
+            plan.look_again_at.into_iter().chain(next).min()
+        });
+        let look_again_at = plan.look_again_at.into_iter().chain(by_tier).min();
         held.book(|book| {
-            book.environment_agenda.at(&name, plan.look_again_at);
+            book.environment_agenda.at(&name, look_again_at);
             if let Some(urgency) = urgency {
                 book.add_step(&name, urgency);
             }
@@ -103,17 +129,33 @@ pub async fn work(held: Arc<Held>) {
     }
 }
 
+/// Whether the lease of a job is bound to it and waits for it to be Hot, and not on its way to a colder tier.
+fn comes_back_for_a_job(observed: &Observed<'_>) -> bool {
+    let environment = observed.environment;
+    let is_moving = environment.status.as_ref().is_some_and(|status| status.moving.is_some());
+    let has_volume = environment.status.as_ref().is_some_and(|status| status.volume.is_some());
+    // Its host has forgotten it, and gets it again from what was saved.
+    let is_forgotten = has_volume && observed.word == HostWord::Unknown;
+    environment.phase() == Phase::Resuming && (!environment.is_hot() || is_moving || is_forgotten)
+}
+
+/// What is due for its tier, where nothing else is due.
+fn plan_move(held: &Held, observed: &Observed<'_>, plan: &plan::Plan) -> Option<(moves::Look, tier::Plan)> {
+    let environment = observed.environment;
+    if plan.action.is_some() || environment.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let is_bound = environment.bound_lease().is_some();
+    let look = moves::Look::at(held, environment, is_bound)?;
+    let plan = tier::plan(&look.view(environment));
+    Some((look, plan))
+}
+
 /// Everything a plan for an environment looks at.
 pub fn observe<'a>(held: &Held, environment: &'a SuspendedEnvironment) -> Observed<'a> {
     let origin = &environment.spec.origin;
     let id = &environment.spec.environment_id;
-    let instance = match held.hosts.watch(&origin.instance).map(|state| state.borrow().clone()) {
-        None if held.settings().is_none() => InstanceState::Unknown,
-        None => InstanceState::Removed,
-        Some(HostState::Connecting) => InstanceState::Unknown,
-        Some(state) if state.link().is_some() => InstanceState::Reachable,
-        Some(_) => InstanceState::Unreachable,
-    };
+    let instance = instance_state(held, environment);
     // The lease that made it, or one that is bound to it: together with the environment one owner of the slot. Both
     // carry its id.
     let lease_is_open = held.leases_of(id).iter().any(|lease| {
@@ -126,20 +168,94 @@ pub fn observe<'a>(held: &Held, environment: &'a SuspendedEnvironment) -> Observ
         environment,
         lease_is_open,
         instance,
-        word: held.inventories.word(&origin.instance, id),
+        word: environment
+            .place()
+            .map_or(HostWord::NotAsked, |(instance, _)| held.inventories.word(instance, id)),
         now: clock::now(),
     }
 }
 
+fn instance_state(held: &Held, environment: &SuspendedEnvironment) -> InstanceState {
+    let Some((instance, _)) = environment.place() else { return InstanceState::None };
+    match held.hosts.watch(instance).map(|state| state.borrow().clone()) {
+        Some(HostState::Connecting) => InstanceState::Unknown,
+        Some(state) if state.link().is_some() => InstanceState::Reachable,
+        Some(_) => InstanceState::Unreachable,
+        None if held.settings().is_none() => InstanceState::Unknown,
+        None if !held.fleet.is_cloud() => InstanceState::Removed,
+        None => match held.fleet.facts().map(|facts| facts.fate(instance)) {
+            Some(Fate::Stopped | Fate::Stopping) => InstanceState::Stopped,
+            Some(Fate::Gone) => InstanceState::Gone,
+            Some(Fate::Starting | Fate::Running | Fate::Unseen) | None => InstanceState::Unknown,
+        },
+    }
+}
+
+/// The conditions of an environment.
+pub fn findings_of(held: &Held, environment: &SuspendedEnvironment) -> Vec<condition::Finding> {
+    let observed = observe(held, environment);
+    let mut findings = plan::findings(&observed);
+    findings.extend(tier_finding(held, environment));
+    findings
+}
+
+/// Whether it has the tier it should have, in a pool with a cloud.
+fn tier_finding(held: &Held, environment: &SuspendedEnvironment) -> Option<condition::Finding> {
+    let look = moves::Look::at(held, environment, environment.bound_lease().is_some())?;
+    let view = look.view(environment);
+    let tier = environment.tier().as_str();
+    Some(match (tier::target(&view), tier::plan(&view).waits_for) {
+        (None, None) => condition::Finding::new(
+            condition::TIER_REACHED,
+            true,
+            "AsWished",
+            format!("it is at tier {tier}"),
+        ),
+        (None, Some(on)) => condition::Finding::new(
+            condition::TIER_REACHED,
+            true,
+            "AsWished",
+            format!("it is at tier {tier}; it waits for {on}"),
+        ),
+        (Some(target), on) => {
+            let to = target.tier.as_str();
+            let on = on.map(|on| format!("; it waits for {on}")).unwrap_or_default();
+            let message = format!("it is at tier {tier} and is to be at {to}{on}");
+            condition::Finding::new(condition::TIER_REACHED, false, target.why, message)
+        }
+    })
+}
+
 /// The status with the plan's conditions.
-fn described(observed: &Observed<'_>, plan: &plan::Plan) -> SuspendedEnvironmentStatus {
+fn described(held: &Held, observed: &Observed<'_>, plan: &plan::Plan) -> SuspendedEnvironmentStatus {
     let environment = observed.environment;
     let mut status = environment.status.clone().unwrap_or_default();
-    describe(&mut status, environment.metadata.generation, &plan.findings);
+    let mut findings = plan.findings.clone();
+    findings.extend(tier_finding(held, environment));
+    describe(&mut status, environment.metadata.generation, &findings);
+    status.cost_per_hour = cost_of(held, environment);
     if observed.word == HostWord::Restarted {
         status.processes = Some(0);
     }
     status
+}
+
+/// Puts what follows from an environment's status into it: conditions, and what it costs.
+pub fn describe_in_full(held: &Held, environment: &mut SuspendedEnvironment) {
+    let findings = findings_of(held, environment);
+    let cost = cost_of(held, environment);
+    let generation = environment.metadata.generation;
+    if let Some(status) = environment.status.as_mut() {
+        describe(status, generation, &findings);
+        status.cost_per_hour = cost;
+    }
+}
+
+/// What an environment in a cloud costs in an hour.
+fn cost_of(held: &Held, environment: &SuspendedEnvironment) -> Option<String> {
+    let (facts, settings) = (held.fleet.facts()?, held.settings()?);
+    let hour = tally::environment_hour(environment, &facts, &settings.spec, &held.shared.prices);
+    Some(cost::dollars(hour))
 }
 
 /// Puts findings into a status.
@@ -163,12 +279,22 @@ async fn step(held: &Held, environment: &SuspendedEnvironment) -> Result<(), Ste
     };
     let observed = observe(held, &environment);
     let plan = plan::plan(&observed);
-    match plan.action {
-        None => {
-            let status = described(&observed, &plan);
+    match (plan.action, plan_move(held, &observed, &plan)) {
+        (Some(action), _) => act(held, &environment, action).await,
+        (None, Some((look, tier::Plan { step: Some(step), .. }))) => {
+            match moves::act(held, &environment, &look, step).await {
+                // It waits for an instance that the fleet has asked for.
+                Err(StepError::NoRoom) => Ok(()),
+                done => done,
+            }
+        }
+        (None, _) => {
+            let status = described(held, &observed, &plan);
+            if environment.status.as_ref() == Some(&status) {
+                return Ok(());
+            }
             write(held, Point::EnvironmentStatusWritten, &environment, status).await
         }
-        Some(action) => act(held, &environment, action).await,
     }
 }
 
@@ -188,16 +314,14 @@ async fn act(held: &Held, environment: &SuspendedEnvironment, action: Action) ->
             let note = "its job ended before it was put to sleep".to_owned();
             events.warning(environment, "SuspendAbandoned", "Release", note).await;
         }
-        Action::Release => {
-            let link = held.hosts.link(&environment.spec.origin.instance).ok_or(StepError::Away)?;
-            // (1)
-            let deed = held.deed(Point::EnvironmentRemoved).await;
-            link.release(deed, &environment.spec.environment_id, true).await?;
-            held.inventories.note(&environment.spec.origin.instance, &environment.spec.environment_id, None);
-            // (2)
-            store.remove_finalizer(held.deed(Point::EnvironmentForgotten).await, environment).await?;
-            metrics.environment(&held.name, EnvironmentOutcome::Released);
-        }
+        Action::Release => match moves::Look::at(held, environment, false) {
+            Some(look) => surrender(held, environment, &look).await?,
+            None => {
+                let Some((instance, _)) = environment.place() else { return Err(StepError::Away) };
+                release_on_host(held, environment, instance).await?;
+                forget(held, environment).await?;
+            }
+        },
         Action::ForceRelease => {
             store.remove_finalizer(held.deed(Point::EnvironmentForced).await, environment).await?;
             metrics.environment(&held.name, EnvironmentOutcome::ForceReleased);
@@ -211,21 +335,87 @@ async fn act(held: &Held, environment: &SuspendedEnvironment, action: Action) ->
     Ok(())
 }
 
+/// (1)
+async fn release_on_host(
+    held: &Held,
+    environment: &SuspendedEnvironment,
+    instance: &str,
+) -> Result<(), StepError> {
+    let link = held.hosts.link(instance).ok_or(StepError::Away)?;
+    let deed = held.deed(Point::EnvironmentRemoved).await;
+    link.release(deed, &environment.spec.environment_id, true).await?;
+    held.inventories.note(instance, &environment.spec.environment_id, None);
+    Ok(())
+}
+
+/// (2)
+async fn forget(held: &Held, environment: &SuspendedEnvironment) -> Result<(), StepError> {
+    let deed = held.deed(Point::EnvironmentForgotten).await;
+    held.shared.environments.remove_finalizer(deed, environment).await?;
+    held.shared.metrics.environment(&held.name, EnvironmentOutcome::Released);
+    Ok(())
+}
+
+/// One step of giving back what an environment keeps in a cloud.
+async fn surrender(
+    held: &Held,
+    environment: &SuspendedEnvironment,
+    look: &moves::Look,
+) -> Result<(), StepError> {
+    let name = environment.name_any();
+    let instance = environment.place().map(|(instance, _)| instance.to_owned()).unwrap_or_default();
+    let uses = held.book(|book| book.occupancy.uses_on(&instance));
+    let is_alone = uses.values().all(|slot| {
+        !slot.has_job && !slot.is_in_doubt && slot.environments.iter().all(|known| *known == name)
+    });
+    // What it left there before it went elsewhere is gone; whether it is there now the host's list says.
+    let on_host = match held.inventories.word(&instance, &environment.spec.environment_id) {
+        HostWord::Unknown => false,
+        HostWord::Asleep | HostWord::Restarted | HostWord::Active => true,
+        HostWord::NotAsked => environment.place().is_some() && environment.is_hot(),
+    };
+    let change = match surrender::next(&look.view(environment), is_alone, on_host) {
+        surrender::Step::Wait(on) => {
+            tracing::debug!(environment = name, on, "a release waits");
+            held.fleet.wake();
+            return Ok(());
+        }
+        surrender::Step::Done => return forget(held, environment).await,
+        surrender::Step::Host => return release_on_host(held, environment, &instance).await,
+        surrender::Step::Unmount => return moves::unmount(held, environment, look).await,
+        surrender::Step::FreeVolume { volume, keys } => Change::Untag { ids: vec![volume], keys },
+        surrender::Step::LeaveInstance { instance, key } => {
+            Change::Untag { ids: vec![instance], keys: vec![key] }
+        }
+        surrender::Step::EndInstance { instance } => Change::Terminate { instance },
+        surrender::Step::Detach { volume, instance } => {
+            Change::DetachVolume { volume, instance, force: false }
+        }
+        surrender::Step::DeleteVolume { volume } => {
+            return moves::delete_volume(held, environment, volume).await;
+        }
+        surrender::Step::DeleteSnapshot { snapshot } => {
+            return moves::delete_snapshot(held, environment, snapshot).await;
+        }
+    };
+    moves::change_cloud(held, &name, &change).await.map(|_| ())
+}
+
 /// The job that used it is gone without a word: back to sleep, its expiry as it was.
 async fn unbind(held: &Held, environment: &SuspendedEnvironment) -> Result<(), StepError> {
-    if held.hosts.link(&environment.spec.origin.instance).is_some() {
+    let place = environment.place().filter(|_| environment.is_hot());
+    if place.is_some_and(|(instance, _)| held.hosts.link(instance).is_some()) {
         refreeze(held, environment).await?;
     }
     let mut status = environment.status.clone().unwrap_or_default();
     status.phase = Some(Phase::Suspended);
-    status.tier = Some(Tier::Hot);
     status.bound_lease = None;
     status.last_accident = Some("the job that used it ended without letting go of it".to_owned());
     write(held, Point::EnvironmentUnbound, environment, status).await
 }
 
 async fn refreeze(held: &Held, environment: &SuspendedEnvironment) -> Result<(), StepError> {
-    let instance = &environment.spec.origin.instance;
+    let (instance, _) = environment.place().ok_or(StepError::Away)?;
     let id = &environment.spec.environment_id;
     let link = held.hosts.link(instance).ok_or(StepError::Away)?;
     let listed = link.list().await?;

@@ -11,6 +11,7 @@
 //! | (4a) status Accepted again: the host has refused the slot, nothing was started | the next holder looks for another |
 //! | (5) GitLab: running | said again; GitLab takes it from the same manager |
 //! | (6) host: start | the host has the job; starting again attaches |
+//! | (6a) host: newer addresses of the job's caches | sent again by the next holder |
 //! | (7) status Running | the next holder attaches, and never starts again |
 //! | (8) suspend, see `suspend` | |
 //! | (9) host: seal | the log is complete; sealing again changes nothing |
@@ -38,13 +39,15 @@ use crate::gitlab::wire::JobPayload;
 use crate::host::link::{JobPath, LinkError};
 use crate::kube_ext::is_conflict;
 use crate::pool::Held;
-use crate::pool::held::Busy;
+use crate::pool::busy::Busy;
 use crate::pool::settings::Settings;
 use crate::telemetry::LeaseOutcome;
 
 pub mod acquire;
+pub mod cache;
 pub mod conclude;
 pub mod conversation;
+pub mod driven;
 pub mod finish;
 pub mod payload;
 pub mod quarantine;
@@ -52,6 +55,7 @@ pub mod record;
 pub mod restore;
 pub mod resume;
 pub mod run;
+pub mod seen;
 pub mod stream;
 pub mod suspend;
 pub mod tail;
@@ -118,6 +122,7 @@ pub struct Driver {
 pub async fn drive(held: &Arc<Held>, lease: Arc<JobLease>) {
     let mut pause = RETRY;
     let (namespace, name) = (held.namespace.clone(), lease.name_any());
+    let _driven = held.shared.driven.enter(&namespace, &name);
     if lease.status.is_some() {
         held.shared.metrics.lease(&held.name, LeaseOutcome::Recovered);
         tracing::info!(phase = ?lease.phase(), "lease taken over");
@@ -356,7 +361,8 @@ impl Driver {
         payload::delete(&self.held.shared, &self.lease).await?;
         let took = clock::now().duration_since(self.lease.spec.accepted_at.0);
         let took = Duration::try_from(took).unwrap_or(Duration::ZERO);
-        self.held.shared.metrics.job_reported(&self.held.name, reason.map(FailureReason::as_str), took);
+        let labels = &self.settings.labels;
+        self.held.shared.metrics.job_reported(labels, reason.map(FailureReason::as_str), took);
         tracing::info!(
             failure = reason.map(FailureReason::as_str),
             seconds = took.as_secs_f64(),
@@ -408,7 +414,7 @@ impl Driver {
     async fn until_acting(&mut self, trace: &mut Trace) {
         let held = Arc::clone(&self.held);
         while !held.tenure().may_act() {
-            let look_at = self.conversation.speak(trace, false);
+            let look_at = self.conversation.speak(trace, false, None);
             tokio::select! {
                 () = held.tenure().acting() => {}
                 answer = self.conversation.answer() => {

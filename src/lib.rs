@@ -11,16 +11,22 @@
 #[cfg(feature = "operator")]
 pub mod admin;
 #[cfg(feature = "operator")]
+pub mod allowed_groups;
+#[cfg(feature = "operator")]
 pub mod api;
 #[cfg(feature = "operator")]
 pub mod app;
 #[cfg(feature = "operator")]
 pub mod bounds;
+#[cfg(feature = "operator")]
+pub mod bucket;
 pub mod clock;
 #[cfg(feature = "operator")]
 pub mod deed;
 #[cfg(feature = "operator")]
 pub mod environment;
+#[cfg(feature = "operator")]
+pub mod fleet;
 pub mod gitlab;
 #[cfg(feature = "operator")]
 pub mod host;
@@ -32,10 +38,16 @@ pub mod leader;
 pub mod lease;
 #[cfg(feature = "operator")]
 pub mod pool;
+#[cfg(all(feature = "operator", feature = "aws"))]
+pub mod promote;
+#[cfg(feature = "operator")]
+pub mod provider;
 pub mod spool;
 #[cfg(feature = "supervisor")]
 pub mod supervisor;
 #[cfg(feature = "operator")]
 pub mod telemetry;
+#[cfg(any(feature = "operator", feature = "supervisor"))]
+pub mod tls;
 #[cfg(feature = "operator")]
 pub mod uninstall;

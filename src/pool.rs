@@ -13,12 +13,15 @@ use serde_json::json;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::api::runner_pool::DeletionPolicy;
-use crate::api::{JobLease, RunnerPool, labels};
+use crate::api::runner_pool::{DeletionPolicy, EnvironmentCounts};
+use crate::api::suspended_environment::Tier;
+use crate::api::{JobLease, RunnerPool, SuspendedEnvironment, labels};
 use crate::app::Shared;
+use crate::bucket;
 use crate::clock;
 use crate::deed::Point;
 use crate::environment;
+use crate::fleet;
 use crate::host::keeper::HostState;
 use crate::kube_ext::is_conflict;
 use crate::leader::Tenure;
@@ -26,17 +29,24 @@ use crate::lease;
 
 pub mod agenda;
 pub mod book;
+pub mod busy;
 pub mod held;
+mod host_owner;
 pub mod hosts;
 pub mod intake;
 pub mod inventory;
+pub mod machines;
+pub mod picture;
+pub mod registration;
+pub mod runner_secret;
 pub mod settings;
 pub mod slots;
 pub mod status;
 
 use held::lock;
 
-pub use held::{Held, Subject};
+pub use busy::Subject;
+pub use held::Held;
 
 /// How often a held pool looks at everything although nothing seems to have changed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -47,6 +57,9 @@ const SETTINGS_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the pool's status may lag behind its load, which every job changes twice: one write in so long, however
 /// many jobs there are, and none for jobs that are shorter.
 const LOAD_LAG: Duration = Duration::from_secs(2);
+
+/// The least time between two looks at settings that are good: a token's life may be of any length.
+const LEAST_SETTINGS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How soon settings that could not be used are read again.
 const SETTINGS_RETRY: Duration = Duration::from_secs(5);
@@ -65,6 +78,8 @@ pub async fn hold(shared: Shared, pool: Arc<RunnerPool>, tenure: Arc<Tenure>) ->
     held.spawn(refresh_settings(Arc::clone(&held)));
     held.spawn(lease::forget_payloads(Arc::clone(&held)));
     held.spawn(environment::work(Arc::clone(&held)));
+    held.spawn(fleet::work::work(Arc::clone(&held)));
+    held.spawn(bucket::watch::watch(Arc::clone(&held)));
     let intake = tokio::spawn(intake::run(Arc::clone(&held)));
     let mut pools = held.shared.pools.cache.changes();
     let mut renewals = held.tenure.renewals();
@@ -93,7 +108,7 @@ pub async fn hold(shared: Shared, pool: Arc<RunnerPool>, tenure: Arc<Tenure>) ->
     }
     held.tasks.close();
     held.tasks.wait().await;
-    held.shared.metrics.forget_pool(&held.name);
+    held.shared.metrics.forget_pool(&held.namespace, &held.name);
     tracing::info!(pool = held.name, "the pool is not held any more");
     intake
 }
@@ -265,12 +280,29 @@ async fn delete(held: &Arc<Held>, pool: &RunnerPool) {
         }
         lease::let_go(held, &lease).await;
     }
+    // Instances, volumes and the group itself are given back before the last word of the pool is gone.
+    if !fleet::work::is_given_back(held) {
+        held.fleet.wake();
+        return;
+    }
+    if let Err(error) = fleet::work::leave_group(held).await {
+        tracing::warn!(pool = held.name, %error, "the group was not given back yet");
+        return;
+    }
     for host in held.hosts.view() {
         let Some(link) = host.state.link() else { continue };
         if let Err(error) = link.unclaim(held.deed(Point::HostUnclaimed).await).await {
             tracing::warn!(pool = held.name, host = host.name, %error, "the host was not given back yet");
             return;
         }
+    }
+    if let Err(waits_for) = registration::withdraw(held, pool).await {
+        let is_news =
+            held.note_runner(|notes| notes.removal.replace(waits_for.clone()).as_ref() != Some(&waits_for));
+        if is_news {
+            tracing::warn!(pool = held.name, waits_for, "GitLab was not told of the pool's end yet");
+        }
+        return;
     }
     if let Err(error) =
         held.shared.pools.remove_finalizer(held.deed(Point::PoolFinalizerRemoved).await, pool).await
@@ -288,20 +320,29 @@ async fn refresh_settings(held: Arc<Held>) {
     loop {
         let Some(pool) = held.pool() else { return };
         let known = held.settings();
-        let read = settings::read(&held.shared.client, &pool, known.as_ref(), &held.shared.metrics).await;
-        let settings::Reading { settings, problem } = read;
+        let settings::Reading { settings, problem } = settings::read(&held, &pool, known.as_ref()).await;
         let runner_id = settings.as_ref().map(|settings| settings.identity.runner_id);
         if let Some(settings) = settings {
-            *lock(&held.settings) = Some(settings);
+            if problem.is_none() {
+                if !known.as_ref().is_some_and(|known| known.same_as(&settings)) {
+                    held.shared.metrics.configuration(true);
+                }
+                // In this order: nobody asks with a token that was replaced.
+                *lock(&held.settings) = Some(settings);
+                held.set_token_in_doubt(false);
+            } else {
+                *lock(&held.settings) = Some(settings);
+            }
         }
         let wait = match problem {
             None => {
                 if lock(&held.problem).take().is_some() || known.is_none() {
                     tracing::info!(pool = held.name, runner_id, "the pool can work");
                 }
-                SETTINGS_INTERVAL
+                until_token_is_due(&held)
             }
             Some(error) => {
+                held.shared.metrics.configuration(false);
                 let problem = (error.reason(), error.to_string(), error.is_passing());
                 if lock(&held.problem).replace(problem.clone()).as_ref() != Some(&problem) {
                     let (reason, why, _) = problem;
@@ -331,6 +372,13 @@ async fn refresh_settings(held: Arc<Held>) {
     }
 }
 
+/// How long the settings are good: until the usual time, or until something is due about the runner's token.
+fn until_token_is_due(held: &Held) -> Duration {
+    let Some(due_at) = held.runner().due_at else { return SETTINGS_INTERVAL };
+    let wait = Duration::try_from(due_at.duration_since(clock::now())).unwrap_or(Duration::ZERO);
+    wait.clamp(LEAST_SETTINGS_INTERVAL, SETTINGS_INTERVAL)
+}
+
 /// Writes the pool's status if it differs; answers when to look again at one whose difference may yet pass.
 async fn write_status(held: &Held) -> Result<Option<Duration>, kube::Error> {
     let mut differs_since = held.status_turn.lock().await;
@@ -339,16 +387,33 @@ async fn write_status(held: &Held) -> Result<Option<Duration>, kube::Error> {
     let settings = held.settings();
     let problem = held.problem();
     let idle = intake::may_poll(held).err();
+    let machines = held.machines();
+    let environments = held.environments();
+    let tiers = count_tiers(&environments);
+    let cloud = fleet::work::cloud_view(held, &environments);
     let metrics = &held.shared.metrics;
+    let runner = held.runner();
+    let open_requests = held.open_requests();
+    let labels = settings.as_ref().map(|settings| settings.labels.clone());
+    let token_expires_at = settings.as_ref().and_then(|settings| settings.token_expires_at);
     let status = held.view(|view| {
-        let (jobs, environments) = (view.occupancy.jobs(), view.occupancy.environments());
-        metrics.pool(&held.name, jobs, pool.spec.concurrency, environments, held.epoch());
+        metrics.pool(&held.name, view.occupancy.environments(), held.epoch());
+        if let Some(labels) = &labels {
+            let picture = picture::picture(&pool.spec, view, cloud.as_ref(), &hosts, open_requests);
+            metrics.runner(&held.namespace, labels, &picture);
+        }
         status::status(&status::Observed {
             pool: &pool,
             problem,
             identity: settings
                 .map(|settings| (settings.identity.runner_id, settings.identity.system_id.clone())),
+            runner,
+            token_expires_at,
             hosts: &hosts,
+            machines: &machines,
+            cloud,
+            caches: held.caches(),
+            tiers,
             view,
             idle,
             asking: held.is_asking(),
@@ -382,4 +447,18 @@ async fn write_status(held: &Held) -> Result<Option<Duration>, kube::Error> {
         }
         Err(error) => Err(error),
     }
+}
+
+fn count_tiers(environments: &[Arc<SuspendedEnvironment>]) -> EnvironmentCounts {
+    let mut counts = EnvironmentCounts::default();
+    for environment in environments {
+        counts.all += 1;
+        match environment.tier() {
+            Tier::Hot => counts.hot += 1,
+            Tier::Stopped => counts.stopped += 1,
+            Tier::Detached => counts.detached += 1,
+            Tier::Snapshotted => counts.snapshotted += 1,
+        }
+    }
+    counts
 }

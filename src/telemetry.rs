@@ -1,167 +1,38 @@
 //! Logs and metrics: one subscriber, one registry.
 //!
-//! Metric names are upstream's where a dashboard knows them, and begin with `dormouse_` where they are ours. Labels
-//! come from enums and pool names only.
+//! Metric names are upstream's where a dashboard knows them ([`upstream`]), and begin with `dormouse_` where they are ours.
+//! Labels come from enums, pool names and what tells one runner from another.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use tracing_subscriber::EnvFilter;
 
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Pretty,
-}
+use crate::api::suspended_environment::Tier;
+use crate::fleet::cost::{Accrued, Rates};
+use crate::lease::seen::JobPlace;
 
-/// Starts logging to standard error.
-///
-/// # Errors
-/// When the filter cannot be read or a subscriber is set already.
-pub fn start_logging(format: LogFormat, filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-        LogFormat::Pretty => builder.with_target(false).try_init(),
-    }
-    .map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
-}
+mod labels;
+mod logging;
+mod upstream;
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ApiLabels {
-    endpoint: &'static str,
-    status: u16,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct EndpointLabel {
-    endpoint: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PoolLabel {
-    runner_name: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PoolReason {
-    runner_name: String,
-    failure_reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PoolOutcome {
-    runner_name: String,
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PoolGuard {
-    runner_name: String,
-    by: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct VerbLabels {
-    kind: &'static str,
-    verb: &'static str,
-}
-
-/// What happened to an environment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EnvironmentOutcome {
-    /// Put to sleep.
-    Suspended,
-    /// Could not be put to sleep.
-    SuspendFailed,
-    /// Woken by a job.
-    Resumed,
-    /// A job was not allowed to wake it.
-    ResumeRefused,
-    /// Came to the end of its TTL.
-    Expired,
-    /// Given back.
-    Released,
-    /// Given back by force, leaving its host as it is.
-    ForceReleased,
-}
-
-impl EnvironmentOutcome {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Suspended => "suspended",
-            Self::SuspendFailed => "suspend_failed",
-            Self::Resumed => "resumed",
-            Self::ResumeRefused => "resume_refused",
-            Self::Expired => "expired",
-            Self::Released => "released",
-            Self::ForceReleased => "force_released",
-        }
-    }
-}
-
-/// What happened to a lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeaseOutcome {
-    /// Taken over from an earlier holder.
-    Recovered,
-    /// Handed out by GitLab but lost before the lease was durable.
-    LostBeforeDurable,
-    /// GitLab did not want the job any more.
-    Gone,
-    /// GitLab refused the result.
-    ReportRefused,
-}
-
-impl LeaseOutcome {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Recovered => "recovered",
-            Self::LostBeforeDurable => "lost_before_durable",
-            Self::Gone => "gone",
-            Self::ReportRefused => "report_refused",
-        }
-    }
-}
-
-/// What refuses a holder whose epoch is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EpochGuard {
-    /// The pool's Lease names another replica.
-    Lease,
-    /// A supervisor has seen a newer holder.
-    Host,
-    /// An object was written by a newer holder.
-    Object,
-}
-
-impl EpochGuard {
-    /// Its name in logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Lease => "lease",
-            Self::Host => "host",
-            Self::Object => "object",
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BoundLabel {
-    bound: &'static str,
-}
+use labels::{
+    BoundLabel, CloudCallLabels, OutcomeLabel, PoolGuard, PoolInstances, PoolLabel, PoolMove, PoolOutcome,
+    PoolTier, ServiceLabel, VerbLabels,
+};
+pub use labels::{EnvironmentOutcome, EpochGuard, LeaseOutcome};
+pub use logging::{LogFormat, start_logging};
+use upstream::Upstream;
+pub use upstream::{
+    InstanceOperation, Instances, PoolPicture, Queue, Requests, RunnerLabels, TaskOperation, Tasks,
+};
 
 /// How much of one bound is in use, and how much waits for it. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -182,17 +53,16 @@ impl Occupation {
     }
 }
 
+/// Namespace and name of a pool.
+type PoolKey = (String, String);
+
 /// The operator's metrics. Cloning shares them.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
-    api_requests: Family<ApiLabels, Counter>,
-    api_seconds: Family<EndpointLabel, Histogram>,
-    jobs: Family<PoolLabel, Gauge>,
-    jobs_total: Family<PoolLabel, Counter>,
-    failed_jobs: Family<PoolReason, Counter>,
-    job_seconds: Family<PoolLabel, Histogram>,
-    limit: Family<PoolLabel, Gauge>,
+    upstream: Upstream,
+    /// The pools held here: who they are to GitLab, and how many jobs they may have.
+    pools: Arc<Mutex<BTreeMap<PoolKey, (RunnerLabels, u32)>>>,
     environments: Family<PoolLabel, Gauge>,
     environment_outcomes: Family<PoolOutcome, Counter>,
     lease_outcomes: Family<PoolOutcome, Counter>,
@@ -206,6 +76,18 @@ pub struct Metrics {
     bounds_waiting: Family<BoundLabel, Gauge>,
     look_seconds: Family<PoolLabel, Histogram>,
     environments_looked_at: Family<PoolLabel, Counter>,
+    cloud_calls: Family<CloudCallLabels, Counter>,
+    cloud_throttled: Family<ServiceLabel, Counter>,
+    cloud_look_seconds: Family<OutcomeLabel, Histogram>,
+    tiers: Family<PoolTier, Gauge>,
+    tier_changes: Family<PoolMove, Counter>,
+    instances: Family<PoolInstances, Gauge>,
+    orphans_deleted: Family<PoolLabel, Counter>,
+    dollars_per_hour: Family<PoolLabel, Gauge<f64, AtomicU64>>,
+    saved_per_hour: Family<PoolLabel, Gauge<f64, AtomicU64>>,
+    instance_hours: Family<PoolLabel, Counter<f64, AtomicU64>>,
+    volume_gib_months: Family<PoolLabel, Counter<f64, AtomicU64>>,
+    snapshot_gib_months: Family<PoolLabel, Counter<f64, AtomicU64>>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -226,10 +108,6 @@ fn look_histogram() -> Histogram {
     Histogram::new(exponential_buckets(0.0001, 4.0, 8))
 }
 
-fn job_histogram() -> Histogram {
-    Histogram::new([30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 10800.0, 18000.0, 36000.0])
-}
-
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
@@ -240,34 +118,7 @@ impl Metrics {
     /// A fresh registry with every family.
     pub fn new() -> Self {
         let mut registry = Registry::default();
-        let api_requests = Family::default();
-        registry.register(
-            "gitlab_runner_api_request_statuses",
-            "Calls of GitLab's runner API by status; 0 is no answer",
-            api_requests.clone(),
-        );
-        let api_seconds = Family::<EndpointLabel, Histogram>::new_with_constructor(call_histogram);
-        registry.register_with_unit(
-            "gitlab_runner_api_request_duration",
-            "Time of calls of GitLab's runner API",
-            Unit::Seconds,
-            api_seconds.clone(),
-        );
-        let jobs = Family::default();
-        registry.register("gitlab_runner_jobs", "Open leases", jobs.clone());
-        let jobs_total = Family::default();
-        registry.register("gitlab_runner_jobs", "Jobs taken", jobs_total.clone());
-        let failed_jobs = Family::default();
-        registry.register("gitlab_runner_failed_jobs", "Jobs that failed", failed_jobs.clone());
-        let job_seconds = Family::<PoolLabel, Histogram>::new_with_constructor(job_histogram);
-        registry.register_with_unit(
-            "gitlab_runner_job_duration",
-            "Time from a job's hand-out to its report",
-            Unit::Seconds,
-            job_seconds.clone(),
-        );
-        let limit = Family::default();
-        registry.register("gitlab_runner_limit", "spec.concurrency of the pool", limit.clone());
+        let upstream = Upstream::register(&mut registry);
         let environments = Family::default();
         registry.register(
             "dormouse_suspended_environments",
@@ -301,6 +152,48 @@ impl Metrics {
             "dormouse_kubernetes_writes",
             "Writes to the API server, without Events and leader Leases",
             kubernetes_writes.clone(),
+        );
+        let tiers = Family::default();
+        registry.register("dormouse_environments", "Environments by tier", tiers.clone());
+        let tier_changes = Family::default();
+        registry.register(
+            "dormouse_tier_changes",
+            "Environments that came to another tier",
+            tier_changes.clone(),
+        );
+        let instances = Family::default();
+        registry.register("dormouse_instances", "Instances in the pool's cloud by state", instances.clone());
+        let orphans_deleted = Family::default();
+        registry.register(
+            "dormouse_orphans_deleted",
+            "Things in a cloud that carried a pool's tags, that no object knew, and that were deleted",
+            orphans_deleted.clone(),
+        );
+        let dollars_per_hour = Family::default();
+        registry.register(
+            "dormouse_cost_dollars_per_hour",
+            "What a pool's instances, volumes and snapshots cost, by the prices given",
+            dollars_per_hour.clone(),
+        );
+        let saved_per_hour = Family::default();
+        registry.register(
+            "dormouse_saved_dollars_per_hour",
+            "What the present tiers of sleeping environments save against tier Hot",
+            saved_per_hour.clone(),
+        );
+        let instance_hours = Family::default();
+        registry.register("dormouse_instance_hours", "Hours of running instances", instance_hours.clone());
+        let volume_gib_months = Family::default();
+        registry.register(
+            "dormouse_volume_gib_months",
+            "Months of a GiB of volumes",
+            volume_gib_months.clone(),
+        );
+        let snapshot_gib_months = Family::default();
+        registry.register(
+            "dormouse_snapshot_gib_months",
+            "Months of a GiB of snapshots",
+            snapshot_gib_months.clone(),
         );
         let epochs = Family::default();
         registry.register("dormouse_pool_epoch", "Epoch of the pools held here", epochs.clone());
@@ -341,15 +234,29 @@ impl Metrics {
             "Environments that had changed or become due at a look",
             environments_looked_at.clone(),
         );
+        let cloud_calls = Family::default();
+        registry.register(
+            "dormouse_cloud_calls",
+            "Calls of the cloud's APIs by what followed from the answer; Held never left, for too many waited",
+            cloud_calls.clone(),
+        );
+        let cloud_throttled = Family::default();
+        registry.register(
+            "dormouse_cloud_throttled",
+            "Answers of the cloud that ask for fewer calls, after the tries of a call",
+            cloud_throttled.clone(),
+        );
+        let cloud_look_seconds = Family::<OutcomeLabel, Histogram>::new_with_constructor(call_histogram);
+        registry.register_with_unit(
+            "dormouse_cloud_look_duration",
+            "Time of one look at a cloud account",
+            Unit::Seconds,
+            cloud_look_seconds.clone(),
+        );
         Self {
             registry: Arc::new(registry),
-            api_requests,
-            api_seconds,
-            jobs,
-            jobs_total,
-            failed_jobs,
-            job_seconds,
-            limit,
+            upstream,
+            pools: Arc::default(),
             environments,
             environment_outcomes,
             lease_outcomes,
@@ -363,6 +270,18 @@ impl Metrics {
             bounds_waiting,
             look_seconds,
             environments_looked_at,
+            cloud_calls,
+            cloud_throttled,
+            cloud_look_seconds,
+            tiers,
+            tier_changes,
+            instances,
+            orphans_deleted,
+            dollars_per_hour,
+            saved_per_hour,
+            instance_hours,
+            volume_gib_months,
+            snapshot_gib_months,
         }
     }
 
@@ -374,49 +293,164 @@ impl Metrics {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             self.tasks.set(i64::try_from(runtime.metrics().num_alive_tasks()).unwrap_or(i64::MAX));
         }
+        let (warnings, errors) = logging::counts();
+        self.upstream.log_lines([("warning", warnings), ("error", errors)]);
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
     }
 
-    /// A call of GitLab's runner API was answered, or not (status 0).
-    pub fn api_request(&self, endpoint: &'static str, status: u16, took: Duration) {
-        self.api_requests.get_or_create(&ApiLabels { endpoint, status }).inc();
-        self.api_seconds.get_or_create(&EndpointLabel { endpoint }).observe(took.as_secs_f64());
+    /// A call of GitLab's API was answered, or not (status 0).
+    pub fn api_request(
+        &self,
+        runner: &RunnerLabels,
+        endpoint: &'static str,
+        method: &str,
+        status: u16,
+        took: Duration,
+    ) {
+        self.upstream.api_request(runner, endpoint, method, status, took);
     }
 
     /// What a pool looks like now.
-    pub fn pool(&self, pool: &str, open_jobs: usize, concurrency: u32, environments: usize, epoch: u64) {
+    pub fn pool(&self, pool: &str, environments: usize, epoch: u64) {
         let label = PoolLabel { runner_name: pool.to_owned() };
-        self.jobs.get_or_create(&label).set(open_jobs as i64);
-        self.limit.get_or_create(&label).set(i64::from(concurrency));
         self.environments.get_or_create(&label).set(environments as i64);
         self.epochs.get_or_create(&label).set(epoch as f64);
     }
 
+    /// What a pool that GitLab knows looks like now.
+    pub fn runner(&self, namespace: &str, runner: &RunnerLabels, picture: &PoolPicture) {
+        let known = (runner.clone(), picture.concurrency);
+        let before = self.pools().insert((namespace.to_owned(), runner.runner_name.clone()), known);
+        // A token that was replaced makes another runner of it, to dashboards.
+        if let Some((before, _)) = before.filter(|(before, _)| before != runner) {
+            self.upstream.forget(&before);
+        }
+        self.upstream.pool(runner, picture);
+        self.count_places();
+    }
+
+    /// Where the open jobs of the pools held here are, by namespace and name of the pool.
+    pub fn jobs(&self, jobs: &BTreeMap<PoolKey, BTreeMap<JobPlace, usize>>) {
+        let none = BTreeMap::new();
+        for (pool, (runner, _)) in self.pools().iter() {
+            self.upstream.jobs(runner, jobs.get(pool).unwrap_or(&none));
+        }
+    }
+
+    fn pools(&self) -> MutexGuard<'_, BTreeMap<PoolKey, (RunnerLabels, u32)>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count_places(&self) {
+        self.upstream.concurrent(self.pools().values().map(|(_, places)| u64::from(*places)).sum());
+    }
+
     /// A pool is not held here any more.
-    pub fn forget_pool(&self, pool: &str) {
+    pub fn forget_pool(&self, namespace: &str, pool: &str) {
         let label = PoolLabel { runner_name: pool.to_owned() };
-        self.jobs.remove(&label);
-        self.limit.remove(&label);
         self.environments.remove(&label);
         self.epochs.remove(&label);
+        let known = self.pools().remove(&(namespace.to_owned(), pool.to_owned()));
+        if let Some((runner, _)) = known {
+            self.upstream.forget(&runner);
+        }
+        self.count_places();
+    }
+
+    /// How the requests for jobs of a pool stand.
+    pub fn requests(&self, runner: &RunnerLabels, requests: Requests) {
+        self.upstream.requests(runner, requests);
+    }
+
+    /// One more request for a job has to wait for the limit.
+    pub fn request_waited(&self, runner: &RunnerLabels) {
+        self.upstream.request_waited(runner);
+    }
+
+    /// GitLab is asked for a job.
+    pub fn asked(&self, runner: &RunnerLabels) {
+        self.upstream.asked(runner);
+    }
+
+    /// It could not be asked.
+    pub fn asking_failed(&self, runner: &RunnerLabels) {
+        self.upstream.asking_failed(runner);
+    }
+
+    /// GitLab refused a runner's token.
+    pub fn token_refused(&self, runner: &RunnerLabels) {
+        self.upstream.token_refused(runner);
+    }
+
+    /// Something was done with a slot.
+    pub fn task(&self, runner: &RunnerLabels, operation: TaskOperation) {
+        self.upstream.task(runner, operation);
+    }
+
+    /// Something was done with an instance of a pool.
+    pub fn instance(&self, namespace: &str, pool: &str, operation: InstanceOperation) {
+        self.upstream.instance(&self.runner_of(namespace, pool), operation);
+    }
+
+    /// A pool's cloud could not be looked at.
+    pub fn missed_update(&self, namespace: &str, pool: &str) {
+        self.upstream.missed_update(&self.runner_of(namespace, pool));
+    }
+
+    fn runner_of(&self, namespace: &str, pool: &str) -> RunnerLabels {
+        let key = (namespace.to_owned(), pool.to_owned());
+        let known = self.pools().get(&key).map(|(runner, _)| runner.clone());
+        known.unwrap_or_else(|| RunnerLabels { runner_name: pool.to_owned(), ..RunnerLabels::default() })
+    }
+
+    /// Settings of a pool were read and are other ones, or cannot be used.
+    pub fn configuration(&self, is_good: bool) {
+        self.upstream.configuration(is_good);
+    }
+
+    /// An environment came to another tier.
+    pub fn tier_changed(&self, pool: &str, from: Tier, to: Tier) {
+        let label = PoolMove { runner_name: pool.to_owned(), from: from.as_str(), to: to.as_str() };
+        self.tier_changes.get_or_create(&label).inc();
+    }
+
+    /// Something in a cloud that no object knew was deleted.
+    pub fn orphan_deleted(&self, pool: &str) {
+        self.orphans_deleted.get_or_create(&PoolLabel { runner_name: pool.to_owned() }).inc();
+    }
+
+    /// How many environments a pool has at a tier.
+    pub fn environments_at(&self, pool: &str, tier: Tier, count: u32) {
+        let label = PoolTier { runner_name: pool.to_owned(), tier: tier.as_str() };
+        self.tiers.get_or_create(&label).set(i64::from(count));
+    }
+
+    /// How many instances a pool has in a state.
+    pub fn instances(&self, pool: &str, state: &'static str, count: u32) {
+        let label = PoolInstances { runner_name: pool.to_owned(), state };
+        self.instances.get_or_create(&label).set(i64::from(count));
+    }
+
+    /// What a pool costs now, and what has come together since the last time.
+    pub fn cost(&self, pool: &str, rates: &Rates, since: &Accrued) {
+        let label = PoolLabel { runner_name: pool.to_owned() };
+        self.dollars_per_hour.get_or_create(&label).set(rates.dollars_per_hour);
+        self.saved_per_hour.get_or_create(&label).set(rates.saved_per_hour);
+        self.instance_hours.get_or_create(&label).inc_by(since.instance_hours);
+        self.volume_gib_months.get_or_create(&label).inc_by(since.volume_gib_months);
+        self.snapshot_gib_months.get_or_create(&label).inc_by(since.snapshot_gib_months);
     }
 
     /// A job was taken.
-    pub fn job_taken(&self, pool: &str) {
-        self.jobs_total.get_or_create(&PoolLabel { runner_name: pool.to_owned() }).inc();
+    pub fn job_taken(&self, runner: &RunnerLabels, queue: &Queue) {
+        self.upstream.job_taken(runner, queue);
     }
 
     /// A job was reported.
-    pub fn job_reported(&self, pool: &str, failure_reason: Option<&'static str>, took: Duration) {
-        let runner_name = pool.to_owned();
-        self.job_seconds
-            .get_or_create(&PoolLabel { runner_name: runner_name.clone() })
-            .observe(took.as_secs_f64());
-        if let Some(failure_reason) = failure_reason {
-            self.failed_jobs.get_or_create(&PoolReason { runner_name, failure_reason }).inc();
-        }
+    pub fn job_reported(&self, runner: &RunnerLabels, failure_reason: Option<&'static str>, took: Duration) {
+        self.upstream.job_reported(runner, failure_reason, took);
     }
 
     /// The first byte of a job's log is in GitLab.
@@ -476,6 +510,22 @@ impl Metrics {
             .inc_by(count as u64);
     }
 
+    /// A call of a cloud's API ended.
+    pub fn cloud_call(&self, service: &'static str, action: &'static str, outcome: &'static str) {
+        self.cloud_calls.get_or_create(&CloudCallLabels { service, action, outcome }).inc();
+    }
+
+    /// A cloud asked for fewer calls.
+    pub fn cloud_throttled(&self, service: &'static str) {
+        self.cloud_throttled.get_or_create(&ServiceLabel { service }).inc();
+    }
+
+    /// A cloud account was looked at, or could not be, which took that long.
+    pub fn cloud_look(&self, took: Duration, has_succeeded: bool) {
+        let outcome = if has_succeeded { "done" } else { "failed" };
+        self.cloud_look_seconds.get_or_create(&OutcomeLabel { outcome }).observe(took.as_secs_f64());
+    }
+
     /// A write to the API server.
     pub fn kubernetes_write(&self, kind: &'static str, verb: &'static str) {
         self.kubernetes_writes.get_or_create(&VerbLabels { kind, verb }).inc();
@@ -486,16 +536,59 @@ impl Metrics {
 mod tests {
     use super::*;
 
+    fn runner(token: &str) -> RunnerLabels {
+        let [runner, runner_name, system_id] = [token, "p", "s_1"].map(str::to_owned);
+        RunnerLabels { runner, runner_name, system_id }
+    }
+
+    fn jobs(state: &'static str, count: usize) -> BTreeMap<PoolKey, BTreeMap<JobPlace, usize>> {
+        let place = JobPlace { state, stage: "step_script".to_owned(), executor_stage: "run" };
+        let pool = ("ns".to_owned(), "p".to_owned());
+        BTreeMap::from([(pool, BTreeMap::from([(place, count)]))])
+    }
+
+    fn picture() -> PoolPicture {
+        PoolPicture { concurrency: 4, ..PoolPicture::default() }
+    }
+
     #[test]
     fn every_family_can_be_written() {
         let metrics = Metrics::new();
-        metrics.api_request("verify", 200, Duration::from_millis(5));
-        metrics.pool("p", 1, 2, 3, 4);
-        metrics.job_taken("p");
-        metrics.job_reported("p", Some("script_failure"), Duration::from_secs(1));
+        let runner = runner("abc");
+        metrics.api_request(&runner, "verify", "POST", 200, Duration::from_millis(5));
+        metrics.pool("p", 3, 4);
+        metrics.runner("ns", &runner, &picture());
+        metrics.jobs(&jobs("running", 1));
+        metrics.job_taken(&runner, &Queue::default());
+        metrics.job_reported(&runner, Some("script_failure"), Duration::from_secs(1));
         let text = metrics.text().unwrap();
-        assert!(text.contains("gitlab_runner_jobs{runner_name=\"p\"} 1"), "{text}");
-        assert!(text.contains("gitlab_runner_jobs_total{runner_name=\"p\"} 1"), "{text}");
-        assert!(text.contains("gitlab_runner_failed_jobs_total"), "{text}");
+        let labels = "runner=\"abc\",runner_name=\"p\",system_id=\"s_1\"";
+        let running = "state=\"running\",stage=\"step_script\",executor_stage=\"run\"";
+        let failed = "failure_reason=\"script_failure\",mode=\"traditional\"";
+        for line in [
+            format!("gitlab_runner_jobs{{{labels},{running}}} 1"),
+            format!("gitlab_runner_jobs{{{labels},state=\"idle\",stage=\"\",executor_stage=\"\"}} 0"),
+            format!("gitlab_runner_jobs_total{{{labels}}} 1"),
+            format!("gitlab_runner_failed_jobs_total{{{labels},{failed}}} 1"),
+            "gitlab_runner_concurrent 4".to_owned(),
+        ] {
+            assert!(text.contains(&line), "{line} is missing in {text}");
+        }
+    }
+
+    #[test]
+    fn series_of_jobs_that_have_moved_on_and_of_pools_that_are_gone_do_not_stay() {
+        let metrics = Metrics::new();
+        metrics.runner("ns", &runner("abc"), &picture());
+        metrics.jobs(&jobs("running", 2));
+        metrics.jobs(&jobs("finished", 2));
+        assert!(!metrics.text().unwrap().contains("state=\"running\",stage"));
+        // Its token was replaced.
+        metrics.runner("ns", &runner("def"), &picture());
+        assert!(!metrics.text().unwrap().contains("abc"));
+        metrics.forget_pool("ns", "p");
+        let text = metrics.text().unwrap();
+        assert!(!text.contains("runner=\"def\""), "{text}");
+        assert!(text.contains("gitlab_runner_concurrent 0"), "{text}");
     }
 }

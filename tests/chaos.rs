@@ -15,6 +15,7 @@ use crate::testbed::scratch::Scratch;
 use crate::testbed::stage::{Cluster, Setting, Stage};
 use crate::testbed::wait::until;
 
+mod cloud;
 mod leaks;
 mod plan;
 mod workload;

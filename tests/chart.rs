@@ -57,6 +57,10 @@ async fn values_that_the_chart_does_not_know_are_refused() -> Result<()> {
         ("image.digest=latest", "digest"),
         ("log.format=text", "format"),
         ("watchNamespace=Not_A_Name", "watchNamespace"),
+        ("aws.groups.CI={ci-linux}", "invalid propertyName 'CI'"),
+        ("aws.groups.ci=ci-linux", "aws/groups/ci"),
+        ("aws.groups.ci={arn:aws:ci-linux}", "aws/groups/ci/0"),
+        ("aws.clusterId=my cluster", "clusterId"),
     ] {
         let refusal = render(&[value]).await.expect_err(value).to_string();
         ensure!(refusal.contains(complaint), "{value}: {refusal}");
@@ -422,7 +426,8 @@ async fn running_pod(plane: &ControlPlane) -> Result<String> {
         .await
 }
 
-fn project() -> &'static Path {
+/// The folder of the project.
+pub fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -435,7 +440,7 @@ fn chart_path() -> Result<&'static str> {
 }
 
 /// The objects that the chart makes of values, hooks included.
-async fn render(values: &[&str]) -> Result<Vec<Value>> {
+pub async fn render(values: &[&str]) -> Result<Vec<Value>> {
     let namespace = format!("--namespace={NAMESPACE}");
     let mut arguments =
         vec!["template", RELEASE, chart_path()?, &namespace, "--set=image.repository=example/dormouse"];
@@ -450,17 +455,20 @@ async fn helm(arguments: &[&str]) -> Result<String> {
     output(Command::new(helm).args(arguments)).await
 }
 
-async fn output(command: &mut Command) -> Result<String> {
+/// What a program that has succeeded wrote.
+pub async fn output(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().await?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }
 
-fn documents(yaml: &str) -> Result<Vec<Value>> {
+/// The documents of a YAML file.
+pub fn documents(yaml: &str) -> Result<Vec<Value>> {
     let all: Vec<Value> = serde_saphyr::from_multiple(yaml)?;
     Ok(all.into_iter().filter(|document| !document.is_null()).collect())
 }
 
-fn of_kind(objects: &[Value], kind: &str) -> Vec<Value> {
+/// The objects of a kind.
+pub fn of_kind(objects: &[Value], kind: &str) -> Vec<Value> {
     objects.iter().filter(|object| object["kind"] == kind).cloned().collect()
 }

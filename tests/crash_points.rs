@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -15,13 +16,19 @@ use crate::testbed::operator::{self, Operator};
 use crate::testbed::stage::{SOON, Stage};
 use crate::testbed::wait::until;
 
+#[cfg(feature = "aws")]
+mod caches;
+pub mod cloud;
 mod endings;
 mod environments;
 mod jobs;
 mod leadership;
 mod pools;
+mod registration;
 
 const MOMENTS: [&str; 3] = ["before", "deed", "after"];
+/// From one death to the next in a life that passes several.
+const LIFE: Duration = Duration::from_secs(120);
 
 /// One death of an operator: where, and when around the write.
 pub struct Death {
@@ -53,12 +60,19 @@ impl Death {
 
     /// Waits until it has died there, and starts one that lives.
     pub async fn fall(&self, stage: &Stage) -> Result<()> {
+        self.fallen(stage, SOON).await?;
         let operator = stage.operator()?;
-        let status = operator.until_ended(SOON).await.context("it never came to that point")?;
-        ensure!(status.signal() == Some(9), "it ended otherwise: {status}\n{}", operator.log_tail());
         operator.set_variable("DORMOUSE_CRASH_AT", None);
         hand_over(stage).await?;
         operator.start_again().await
+    }
+
+    /// Waits until it has died there.
+    async fn fallen(&self, stage: &Stage, limit: Duration) -> Result<()> {
+        let operator = stage.operator()?;
+        let status = operator.until_ended(limit).await.context("it never came to that point")?;
+        ensure!(status.signal() == Some(9), "it ended otherwise: {status}\n{}", operator.log_tail());
+        Ok(())
     }
 }
 
@@ -86,6 +100,38 @@ pub async fn at_each(
     Ok(())
 }
 
+/// Lets one life pass all of these points, which come in this order: each holder dies at the next of them, and the last
+/// one lives.
+pub async fn in_turn(
+    stage: &Stage,
+    points: &[&'static str],
+    moment: &'static str,
+    life: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let now = std::cell::Cell::new("");
+    let deaths: Vec<Death> = points.iter().map(|point| Death { point, moment }).collect();
+    let first = deaths.first().context("no point is named")?;
+    first.arm(stage).await?;
+    let fall = async {
+        for (number, death) in deaths.iter().enumerate() {
+            now.set(death.point);
+            if number > 0 {
+                death.arm(stage).await?;
+            }
+            death.fallen(stage, LIFE).await?;
+        }
+        now.set("the end");
+        let operator = stage.operator()?;
+        operator.set_variable("DORMOUSE_CRASH_AT", None);
+        hand_over(stage).await?;
+        operator.start_again().await
+    };
+    let lived = tokio::try_join!(life, fall);
+    let log = || stage.operator().map(Operator::log_tail).unwrap_or_default();
+    let context = || format!("on the way to {}:{moment}; the operator said:\n{}", now.get(), log());
+    lived.map(|_| ()).with_context(context)
+}
+
 #[test]
 fn every_point_is_passed_by_a_scenario() -> Result<()> {
     let output = Command::new(operator::binary()?).arg("crash-points").output()?;
@@ -93,14 +139,19 @@ fn every_point_is_passed_by_a_scenario() -> Result<()> {
     let printed = String::from_utf8(output.stdout)?;
     let printed: BTreeSet<&str> = printed.lines().filter_map(|line| line.split('\t').next()).collect();
     ensure!(printed.len() > 40, "the list is short: {printed:?}");
-    let passed: BTreeSet<&str> =
-        [jobs::POINTS, endings::POINTS, environments::POINTS, pools::POINTS, leadership::POINTS]
-            .into_iter()
-            .flatten()
-            .copied()
-            .flatten()
-            .copied()
-            .collect();
+    let all = [
+        caches::POINTS,
+        jobs::POINTS,
+        endings::POINTS,
+        environments::POINTS,
+        pools::POINTS,
+        registration::POINTS,
+        leadership::POINTS,
+        cloud::members::POINTS,
+        cloud::tiers::POINTS,
+        cloud::accidents::POINTS,
+    ];
+    let passed: BTreeSet<&str> = all.into_iter().flatten().copied().flatten().copied().collect();
     ensure!(
         printed == passed,
         "without a scenario: {:?}; not points any more: {:?}",

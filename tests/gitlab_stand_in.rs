@@ -875,7 +875,8 @@ async fn a_token_can_be_reset_and_machine_and_runner_removed() {
     let removed = bed.runner_call(Method::DELETE, "runners", &token).send().await.unwrap();
     assert_eq!(removed.status(), 204);
     assert_eq!(bed.verify().await.status(), 403);
-    bed.gitlab.assert_clean();
+    // Whoever was told that a token is dead does not use it again.
+    assert_eq!(bed.broken(), ["token_not_retired", "token_not_retired"]);
 }
 
 #[tokio::test]
@@ -883,16 +884,32 @@ async fn artifacts_are_kept_and_given_back() {
     let bed = bed().await;
     let job = bed.run(JobSpec::new("build")).await;
     let path = format!("jobs/{}/artifacts", job.id);
-    let upload = bed
-        .call(Method::POST, &format!("{path}?artifact_type=archive"))
-        .header("job-token", &job.token)
-        .header("content-type", "multipart/form-data; boundary=x")
-        .body("--x--");
-    assert_eq!(upload.send().await.unwrap().status(), 201);
-    let download = bed.call(Method::GET, &path).header("job-token", &job.token).send().await.unwrap();
-    assert_eq!(download.text().await.unwrap(), "--x--");
-    assert_eq!(bed.call(Method::GET, &path).send().await.unwrap().status(), 403);
-    assert_eq!(bed.broken(), ["job_token"]);
+    let upload = async |query: &str, content: &str| {
+        let form = format!(
+            "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.zip\"\r\n\r\n{content}\r\n--x--\r\n"
+        );
+        let call = bed.call(Method::POST, &format!("{path}?{query}")).header("job-token", &job.token);
+        call.header("content-type", "multipart/form-data; boundary=x")
+            .body(form)
+            .send()
+            .await
+            .unwrap()
+            .status()
+    };
+    let archive = "artifact_type=archive&artifact_format=zip";
+    assert_eq!(upload(archive, "PK-file").await, 201);
+    assert_eq!(upload(archive, "PK-file").await, 201);
+    assert_eq!(upload(archive, "PK-other").await, 400);
+    let get = async |path: String, token: bool| {
+        let call = bed.call(Method::GET, &path);
+        let call = if token { call.header("job-token", &job.token) } else { call };
+        call.send().await.unwrap()
+    };
+    assert_eq!(get(path.clone(), true).await.text().await.unwrap(), "PK-file");
+    bed.gitlab.assert_clean();
+    assert_eq!(get(path.clone(), false).await.status(), 403);
+    assert_eq!(upload("artifact_type=archive&artifact_format=gzip&x=1", "text").await, 400);
+    assert_eq!(bed.broken(), ["job_token", "artifact_query", "artifact_content"]);
 }
 
 #[tokio::test]

@@ -6,39 +6,89 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 /// Files and folders of pure modules, below `src`.
-const PURE: [&str; 32] = [
+const PURE: &[&str] = &[
+    "allowed_groups.rs",
+    "api/cache.rs",
     "api/condition.rs",
     "api/duration.rs",
     "api/job_lease.rs",
     "api/key.rs",
     "api/labels.rs",
+    "api/registration.rs",
     "api/runner_pool.rs",
     "api/suspended_environment.rs",
+    "bucket/answer.rs",
+    "bucket/sign.rs",
     "environment/check.rs",
     "environment/limits.rs",
     "environment/plan.rs",
+    "environment/surrender.rs",
     "environment/sweep.rs",
+    "environment/tier.rs",
+    "environment/tier",
+    "fleet/cost.rs",
+    "fleet/group.rs",
+    "fleet/facts.rs",
+    "fleet/orphans.rs",
+    "fleet/plan.rs",
+    "fleet/plan",
+    "fleet/policy.rs",
+    "fleet/prices.rs",
+    "fleet/scale.rs",
+    "fleet/view.rs",
+    "gitlab/adaptive.rs",
     "gitlab/backoff.rs",
+    "gitlab/cache.rs",
+    "gitlab/client/answer.rs",
+    "gitlab/inputs.rs",
     "gitlab/pace.rs",
     "gitlab/reason.rs",
+    "gitlab/registration.rs",
     "gitlab/report.rs",
     "gitlab/support.rs",
     "gitlab/trace.rs",
+    "gitlab/variables.rs",
     "gitlab/wire.rs",
+    "gitlab/wire/artifacts.rs",
+    "gitlab/wire/lenient.rs",
     "host/trust.rs",
     "leader/rank.rs",
     "leader/turn.rs",
+    "lease/seen.rs",
     "lease/wish.rs",
     "lease/record.rs",
     "pool/agenda.rs",
     "pool/book.rs",
+    "pool/machines.rs",
+    "pool/picture.rs",
     "pool/slots.rs",
     "pool/status.rs",
+    "provider.rs",
+    "provider/change.rs",
+    "provider/tags/environment.rs",
+    "provider/aws/action.rs",
+    "provider/aws/error.rs",
+    "provider/aws/limit.rs",
+    "provider/aws/shape.rs",
+    "provider/aws/shortage.rs",
+    "provider/observer/schedule.rs",
+    "provider/tags.rs",
     "spool.rs",
     "spool",
+    "supervisor/archive/name.rs",
+    "supervisor/archive/pattern.rs",
+    "supervisor/archive/zip/entry.rs",
+    "supervisor/archive/zip/header.rs",
+    "supervisor/artifacts/plan.rs",
+    "supervisor/artifacts/rules.rs",
+    "supervisor/http/proxy.rs",
+    "supervisor/cache/rules.rs",
     "supervisor/log/mask.rs",
     "supervisor/log/redact.rs",
     "supervisor/log/utf8.rs",
+    "supervisor/run/duration.rs",
+    "supervisor/run/sources.rs",
+    "supervisor/run/sources",
 ];
 
 /// What a decision has no business with.
@@ -85,8 +135,17 @@ fn pure_modules_touch_nothing_outside() -> Result<()> {
 }
 
 /// Files that may speak of writes to Kubernetes in its client's own words. Each makes them as deeds, but for Events.
-const WRITERS: [&str; 5] =
-    ["kube_ext/events.rs", "kube_ext/store.rs", "leader/claim.rs", "leader/roster.rs", "lease/payload.rs"];
+const WRITERS: [&str; 8] = [
+    "environment/saved.rs",
+    "kube_ext/events.rs",
+    "kube_ext/store.rs",
+    "leader/claim.rs",
+    "leader/roster.rs",
+    "lease/payload.rs",
+    "pool/runner_secret.rs",
+    // Not the operator: a verb of a person's.
+    "promote.rs",
+];
 
 #[test]
 fn every_crash_point_names_one_write_and_no_write_is_made_past_them() -> Result<()> {
@@ -122,7 +181,7 @@ fn every_crash_point_names_one_write_and_no_write_is_made_past_them() -> Result<
 }
 
 /// Every source file below a folder, with its path from there.
-fn sources(folder: &Path) -> Result<Vec<(String, String)>> {
+pub fn sources(folder: &Path) -> Result<Vec<(String, String)>> {
     let mut folders = vec![folder.to_owned()];
     let mut files = Vec::new();
     while let Some(next) = folders.pop() {

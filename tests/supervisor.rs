@@ -9,13 +9,19 @@
     reason = "a panic is how a test fails"
 )]
 
+mod cache;
 mod claims;
+mod disk;
 mod ends;
+mod errands;
 mod isolation;
 mod lines;
+mod moves;
+mod notices;
 mod plain;
 mod sleep;
 mod sources;
+mod volumes;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -26,7 +32,7 @@ use std::time::{Duration, Instant};
 use dormouse::gitlab::wire::{JobInfo, JobPayload, RunnerInfo, ServerFeatures, Step, Variable};
 use dormouse::spool::FORMAT;
 use dormouse::spool::frame::{Decoder, Frame};
-use dormouse::spool::order::{Isolation, JobOrder, ResumeOrder, RunnerFacts, SuspendPlan};
+use dormouse::spool::order::{Isolation, JobOrder, JobSettings, ResumeOrder, RunnerFacts, SuspendPlan};
 use dormouse::spool::record::{EnvironmentRecord, JobRecord};
 use dormouse::spool::verb::{Answer, LogEnd, RefusalReason};
 
@@ -62,10 +68,15 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Lets go of the volumes of tests beside this one, which a mount namespace would keep in use.
+const LEAVE_VOLUMES: &str =
+    r#"for volume in $(grep -o '^/dev/loop[0-9]*' /proc/mounts); do umount -l "$volume"; done"#;
+
 /// The supervisor where nothing of these kinds is mounted; takes root.
 fn without_mounts(kinds: &str) -> Command {
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--", "sh", "-c", "umount -a -l -t \"$1\"; shift; exec \"$@\"", "sh", kinds]);
+    let script = format!("{LEAVE_VOLUMES}; umount -a -l -t \"$1\"; shift; exec \"$@\"");
+    command.args(["--mount", "--", "sh", "-c", &script, "sh", kinds]);
     command.arg(supervisor());
     command
 }
@@ -367,6 +378,7 @@ fn order(host: &Host, environment: &str, job: u64, script: &[&str]) -> JobOrder 
             version: "1.2.3".into(),
             gitlab_url: "http://127.0.0.1".into(),
             ca_bundle: None,
+            client: None,
         },
         job: JobPayload {
             id: job,
@@ -387,6 +399,8 @@ fn order(host: &Host, environment: &str, job: u64, script: &[&str]) -> JobOrder 
         notices: Vec::new(),
         log_limit_bytes: 0,
         pids_limit: 0,
+        settings: JobSettings::default(),
+        cache: None,
     }
 }
 

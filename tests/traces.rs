@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::testbed::gitlab::JobView;
+use crate::suspension::job;
+use crate::testbed::gitlab::{JobState, JobView};
 use crate::testbed::hosts::Host;
 use crate::testbed::stage::{SOON, Stage};
 use crate::testbed::wait::until;
@@ -23,6 +24,13 @@ pub async fn event(stage: &Stage, object: &str, reason: &str) -> Result<(String,
     })
     .await
     .with_context(|| stage.operator_log())
+}
+
+/// Runs a job that does nothing, to its success.
+pub async fn next_job_runs(stage: &Stage) -> Result<()> {
+    let next = stage.run(job("next").script(["echo runs"])).await?;
+    ensure!(next.state == JobState::Success, "{}\n{}", told(&next), stage.operator_log());
+    Ok(())
 }
 
 /// How a job stands, for messages.

@@ -10,6 +10,8 @@ pub const STALLED: &str = "Stalled";
 
 /// RunnerPool: the runner token is accepted by GitLab.
 pub const CREDENTIALS_VALID: &str = "CredentialsValid";
+/// RunnerPool: its runner is registered at GitLab as the spec says; there only with `gitlab.registration`.
+pub const REGISTERED: &str = "Registered";
 /// RunnerPool: GitLab is being asked for jobs.
 pub const POLLING: &str = "Polling";
 /// RunnerPool: at least one host answers.
@@ -26,8 +28,20 @@ pub const DRAINED: &str = "Drained";
 /// RunnerPool: no slot waits for its host to say that nothing of its last job is left.
 pub const SLOTS_CLEAN: &str = "SlotsClean";
 
+/// RunnerPool: caches of jobs can be kept where the pool says.
+pub const CACHE_READY: &str = "CacheReady";
+
+/// RunnerPool: the cloud answers and lets us do what is needed.
+pub const CLOUD_READY: &str = "CloudReady";
+/// RunnerPool: the group is set so that no job and no environment is taken from under us.
+pub const GROUP_SUITABLE: &str = "GroupSuitable";
+/// RunnerPool: instances come when they are needed.
+pub const SCALING: &str = "Scaling";
+
 /// SuspendedEnvironment: frozen and recorded on its host.
 pub const SUSPENDED: &str = "Suspended";
+/// SuspendedEnvironment in a cloud: it is at the tier it should be at.
+pub const TIER_REACHED: &str = "TierReached";
 /// SuspendedEnvironment: a job uses it.
 pub const BOUND: &str = "Bound";
 /// SuspendedEnvironment: what the object says and what the host says agree.

@@ -17,6 +17,10 @@ type Meaning = (&'static str, &'static str);
 const POOL_CONDITIONS: &[Meaning] = &[
     (condition::READY, "The pool does its work. False needs a person; its message says what is wrong."),
     (condition::CREDENTIALS_VALID, "GitLab accepts the runner token."),
+    (
+        condition::REGISTERED,
+        "The runner that the pool makes itself is at GitLab as the spec says. Only with `gitlab.registration`.",
+    ),
     (condition::POLLING, "GitLab is being asked for jobs. When it is not, the reason says why."),
     (condition::PROVIDER_REACHABLE, "At least one host answers."),
     (condition::HOST_KEYS_TRUSTED, "Every host showed the key that is pinned or recorded for it."),
@@ -27,6 +31,10 @@ const POOL_CONDITIONS: &[Meaning] = &[
     (
         condition::CAPACITY_AVAILABLE,
         "A job could be placed now. False for a moment is normal: every slot is taken.",
+    ),
+    (
+        condition::CACHE_READY,
+        "Caches of jobs can be kept where the pool says. Jobs run without them while it is False.",
     ),
     (condition::DRAINED, "No lease is open and no new job is taken."),
 ];

@@ -1,11 +1,29 @@
 //! RunnerPool: one GitLab runner token, one provider of machines, one set of limits.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::cache::CacheSpec;
 use super::duration::Duration;
+use super::registration::GitLabSpec;
+
+mod provider;
+mod scaling;
+mod status;
+mod suspension;
+
+pub use provider::{
+    Authentication, AwsProvider, GrowWith, HostKeyPolicy, Notices, ObjectRef, Provider, ProxyJump, SshSpec,
+    StaticHost, StaticProvider, StopMode, WorkspaceVolume,
+};
+pub use scaling::{ScalingPolicy, ScalingSpec};
+pub(crate) use status::conditions_schema;
+pub use status::{CostStatus, EnvironmentCounts, FleetStatus, HostStatus, RunnerPoolStatus};
+pub use suspension::{
+    ColdTier, Demotion, Overflow, RetentionSpec, SuspensionLimits, SuspensionMode, SuspensionSpec,
+    SuspensionTriggers,
+};
 
 /// A pool of machines that runs the jobs of one GitLab runner.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,7 +44,7 @@ use super::duration::Duration;
     printcolumn(name = "Jobs", type_ = "string", json_path = ".status.jobs", description = "Open leases / concurrency"),
     printcolumn(name = "Instances", type_ = "string", json_path = ".status.instances", description = "Reachable instances / all"),
     printcolumn(name = "Slots", type_ = "string", json_path = ".status.slots", description = "Free slots / all slots of reachable instances"),
-    printcolumn(name = "Suspended", type_ = "integer", json_path = ".status.environments.hot"),
+    printcolumn(name = "Suspended", type_ = "integer", json_path = ".status.environments.all"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Polling", type_ = "string", json_path = ".status.conditions[?(@.type==\"Polling\")].reason", priority = 1),
     printcolumn(name = "System-ID", type_ = "string", json_path = ".status.systemId", priority = 1),
@@ -36,8 +54,15 @@ use super::duration::Duration;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
     validation = Rule::new("!has(self.capacityPerInstance) || self.capacityPerInstance <= 1 || has(self.isolation)").message("spec.isolation must be given when spec.capacityPerInstance is above 1: PerSlotUser keeps the slots of a host apart (needs root), Shared does not"),
-    validation = Rule::new("self.provider.static.hosts.all(h, !has(h.slots) || h.slots <= 1) || has(self.isolation)").message("spec.isolation must be given when a host has more than one slot: PerSlotUser keeps the slots of a host apart (needs root), Shared does not"),
+    validation = Rule::new("!has(self.provider.static) || self.provider.static.hosts.all(h, !has(h.slots) || h.slots <= 1) || has(self.isolation)").message("spec.isolation must be given when a host has more than one slot: PerSlotUser keeps the slots of a host apart (needs root), Shared does not"),
     validation = Rule::new("!has(self.isolation) || self.isolation != 'PerSlotUser' || !has(self.buildsDir) || !self.buildsDir.startsWith('~/')").message("spec.buildsDir must be an absolute path with isolation PerSlotUser: the users of the slots cannot enter the home of another user; leave it out for /builds"),
+    validation = Rule::new("has(self.provider.aws) == has(oldSelf.provider.aws)").message("spec.provider may not change between static and aws: environments sleep where they are; make another pool"),
+    validation = Rule::new("has(self.provider.aws) || (!has(self.maxInstances) && !has(self.policies) && !has(self.instanceMaxAge) && !has(self.workspaceVolume) && !has(self.scaling))").message("spec.maxInstances, policies, instanceMaxAge, workspaceVolume and scaling are for pools with provider.aws: hosts of your own neither come nor go"),
+    validation = Rule::new("has(self.provider.aws) || !has(self.suspension) || (!has(self.suspension.demotion) && (!has(self.suspension.overflow) || self.suspension.overflow == 'Reject'))").message("spec.suspension.demotion and overflow DemoteOldest need provider.aws: environments on hosts of your own stay Hot"),
+    validation = Rule::new("has(self.ssh.privateKeySecretRef) || (has(self.ssh.authentication) && self.ssh.authentication == 'InstanceConnect')").message("spec.ssh.privateKeySecretRef must be given unless spec.ssh.authentication is InstanceConnect"),
+    validation = Rule::new("has(self.provider.aws) || ((!has(self.ssh.authentication) || self.ssh.authentication == 'PrivateKey') && (!has(self.ssh.useExternalAddress) || !self.ssh.useExternalAddress))").message("spec.ssh.authentication InstanceConnect and useExternalAddress are for pools with provider.aws"),
+    validation = Rule::new("!has(self.workspaceVolume) || !has(self.capacityPerInstance) || self.capacityPerInstance <= 11").message("spec.capacityPerInstance may be at most 11 with a workspaceVolume: EC2 has device names for 11 more volumes on an instance"),
+    validation = Rule::new("has(self.workspaceVolume) || !has(self.suspension) || !has(self.suspension.demotion) || self.suspension.demotion.all(d, d.to == 'Stopped')").message("spec.suspension.demotion to Detached or Snapshotted needs spec.workspaceVolume: only a workspace on a volume of its own can leave its instance"),
     validation = Rule::new("has(self.systemIdSeed) == has(oldSelf.systemIdSeed) && (!has(self.systemIdSeed) || self.systemIdSeed == oldSelf.systemIdSeed)").message("spec.systemIdSeed is immutable: keys of sleeping environments carry the system id")
 )]
 pub struct RunnerPoolSpec {
@@ -51,6 +76,11 @@ pub struct RunnerPoolSpec {
     #[serde(default = "default_concurrency")]
     #[schemars(range(min = 1, max = 10000))]
     pub concurrency: u32,
+    /// Requests for a job that may be open at GitLab at the same time. How many are depends on the answers: more while
+    /// they bring jobs, one while there are none. Default: 1.
+    #[serde(default = "default_request_concurrency")]
+    #[schemars(range(min = 1, max = 100))]
+    pub request_concurrency: u32,
     /// Slots on each instance: how many jobs and sleeping environments it holds at once. Default: 1.
     #[serde(default = "default_capacity")]
     #[schemars(range(min = 1, max = 64))]
@@ -73,6 +103,35 @@ pub struct RunnerPoolSpec {
     pub connection_grace: Duration,
     /// Where the machines come from.
     pub provider: Provider,
+    /// Instances at the same time: members of the Auto Scaling group, and those that left it with a sleeping environment
+    /// and run. Stopped ones do not count. Default: 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_instances: Option<u32>,
+    /// Jobs an instance runs before it is replaced by a fresh one; 0 is no limit. Default: 0.
+    #[serde(default)]
+    #[schemars(range(max = 1_000_000))]
+    pub max_use_count: u32,
+    /// Age at which an instance takes no more jobs and is replaced once nothing needs it: never under a job or a sleeping
+    /// environment. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_max_age: Option<Duration>,
+    /// How long an instance may take from its launch to Ready, the ready command included, before it is replaced.
+    /// Default: 10m.
+    #[serde(default = "default_ready_timeout")]
+    pub instance_ready_timeout: Duration,
+    /// How many slots are kept idle, and when. The last policy whose periods hold now rules; where none does, no slot is
+    /// kept idle and an instance goes after 5 minutes without work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub policies: Option<Vec<ScalingPolicy>>,
+    /// How fast the fleet is watched and changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<ScalingSpec>,
+    /// A volume for each slot's workspace, so that a sleeping environment can leave its instance. Needs root on the
+    /// instance. A change is for volumes that are made from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_volume: Option<WorkspaceVolume>,
     /// How instances are reached.
     pub ssh: SshSpec,
     /// Folder on the instance for workspaces; a workspace is `<buildsDir>/<slot>/<group>/<project>`. A leading `~/`
@@ -81,6 +140,15 @@ pub struct RunnerPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^(/|~/)[^\x00]+$"), length(max = 255))]
     pub builds_dir: Option<String>,
+    /// Folder on the instance for the caches of jobs, where spec.cache.type is Local; every slot's jobs find theirs there.
+    /// A leading `~/` is the user's home. With isolation PerSlotUser it belongs to root, and jobs get at it through the
+    /// supervisor alone. Default: cache in stateDir.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^(/|~/)[^\x00]+$"), length(max = 255))]
+    pub cache_dir: Option<String>,
+    /// Where the caches of jobs are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheSpec>,
     /// Folder on the instance for our own state. Default: /var/lib/dormouse as root, else ~/.dormouse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^(/|~/)[^\x00]+$"), length(max = 255))]
@@ -95,6 +163,32 @@ pub struct RunnerPoolSpec {
     #[serde(default = "default_pids_limit")]
     #[schemars(range(min = 16, max = 4_194_304))]
     pub pids_limit: u32,
+    /// Variables of every job of the pool, weaker than the job's own. Not for secrets: whoever may read the pool reads
+    /// them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub environment: Option<Vec<EnvironmentVariable>>,
+    /// Commands that run before the sources of each job are fetched. When they fail, the job fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 65_536))]
+    pub pre_get_sources_script: Option<String>,
+    /// Commands that run after the sources of each job have been fetched, in its project folder. When they fail, the job
+    /// fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 65_536))]
+    pub post_get_sources_script: Option<String>,
+    /// Commands that run in the shell of each step but after_script, before the step's own. When they fail, the job fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 65_536))]
+    pub pre_build_script: Option<String>,
+    /// Commands that run in the shell of each step but after_script, after the step's own have succeeded. When they fail,
+    /// the job fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 65_536))]
+    pub post_build_script: Option<String>,
+    /// How long each attempt to fetch the sources of a job may take. Default: as long as the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub get_sources_timeout: Option<Duration>,
     /// Whether and when job environments are put to sleep.
     #[serde(default)]
     pub suspension: SuspensionSpec,
@@ -143,19 +237,16 @@ pub enum DeletionPolicy {
     Release,
 }
 
-/// The GitLab runner a pool is.
+/// A variable of every job of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct GitLabSpec {
-    /// GitLab's address, such as https://gitlab.example.com.
-    #[schemars(regex(pattern = r"^https?://[^\s]+$"), length(max = 2048))]
-    pub url: String,
-    /// The Secret with the runner authentication token (`glrt-...`), in this namespace.
-    pub token_secret_ref: KeyRef,
-    /// A ConfigMap in this namespace with PEM certificates to trust besides the system's, for the runner API and
-    /// for git on the instances.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_bundle: Option<KeyRef>,
+pub struct EnvironmentVariable {
+    /// Name: letters, digits and underscores, no digit first.
+    #[schemars(regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"), length(max = 255))]
+    pub name: String,
+    /// Value; `$NAME` and `${NAME}` in it are other variables of the job, `$$` is a dollar sign.
+    #[schemars(length(max = 32_768))]
+    pub value: String,
 }
 
 /// One key of a Secret or ConfigMap in the pool's namespace.
@@ -170,262 +261,6 @@ pub struct KeyRef {
     pub key: String,
 }
 
-/// Where the machines come from: exactly one of its members.
-#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Provider {
-    /// Hosts of your own.
-    #[serde(rename = "static")]
-    pub fixed: StaticProvider,
-}
-
-/// Hosts of your own. A host belongs to one pool; a second pool that names it is refused by the host.
-#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("self.hosts.all(a, self.hosts.exists_one(b, a.name == b.name))").message("hosts must have different names"))]
-pub struct StaticProvider {
-    /// The hosts. Order is the order of preference for new jobs.
-    #[schemars(length(min = 1, max = 256))]
-    pub hosts: Vec<StaticHost>,
-}
-
-/// One machine reached over SSH. It may be away for hours: jobs queue at GitLab until it is back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct StaticHost {
-    /// A name for columns and events; what environments are pinned to. Renaming a host makes it another one.
-    #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"), length(min = 1, max = 63))]
-    pub name: String,
-    /// Host name or IP address.
-    #[schemars(regex(pattern = r"^[A-Za-z0-9.:_-]+$"), length(min = 1, max = 253))]
-    pub address: String,
-    /// SSH port, if it is not spec.ssh.port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 65535))]
-    pub port: Option<u16>,
-    /// Slots on this host, if it is not spec.capacityPerInstance.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 64))]
-    pub slots: Option<u32>,
-    /// The host's public key as one line of OpenSSH (`ssh-ed25519 AAAA...`). Without it, spec.ssh.hostKeyPolicy
-    /// decides.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 4096))]
-    pub host_key: Option<String>,
-}
-
-/// How instances are reached.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SshSpec {
-    /// User to log in as. With root (or `sudo -n`) slots can be isolated and process trees are held by cgroups.
-    #[schemars(length(min = 1, max = 64))]
-    pub username: String,
-    /// The Secret with the private key in PEM or OpenSSH form, in this namespace. ed25519 is preferred.
-    pub private_key_secret_ref: KeyRef,
-    /// Port of instances that name none. Default: 22.
-    #[serde(default = "default_ssh_port")]
-    #[schemars(range(min = 1, max = 65535))]
-    pub port: u16,
-    /// How long connecting may take, and then the wait for the server's banner. Default: 10s.
-    #[serde(default = "default_dial_timeout")]
-    pub dial_timeout: Duration,
-    /// What to do with a host whose key is not pinned in its hosts entry. TrustOnFirstUse records the key in
-    /// status at the first connection, with an Event, and refuses any other from then on. Pinned refuses hosts
-    /// without a pinned key. Default: TrustOnFirstUse.
-    #[serde(default)]
-    pub host_key_policy: HostKeyPolicy,
-    /// A host to connect through.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub proxy_jump: Option<ProxyJump>,
-}
-
-/// What to do with a host whose key is not pinned.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum HostKeyPolicy {
-    /// Record the first key seen; refuse others.
-    #[default]
-    TrustOnFirstUse,
-    /// Refuse.
-    Pinned,
-}
-
-/// A host to connect through.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ProxyJump {
-    /// Host name or IP address.
-    #[schemars(regex(pattern = r"^[A-Za-z0-9.:_-]+$"), length(min = 1, max = 253))]
-    pub address: String,
-    /// SSH port. Default: 22.
-    #[serde(default = "default_ssh_port")]
-    #[schemars(range(min = 1, max = 65535))]
-    pub port: u16,
-    /// User to log in as; the pool's key is used.
-    #[schemars(length(min = 1, max = 64))]
-    pub username: String,
-    /// Its public key as one line of OpenSSH. Without it, hostKeyPolicy decides.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 4096))]
-    pub host_key: Option<String>,
-}
-
-/// Whether and when job environments are put to sleep.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SuspensionSpec {
-    /// Disabled: never. FeatureFlag: when the job's variables switch FF_SUSPENDABLE_ENVIRONMENTS on. Enabled: as
-    /// if that flag were on in every job. Default: FeatureFlag.
-    #[serde(default)]
-    pub mode: SuspensionMode,
-    /// JobOptions: the suspend options GitLab sends. JobOptionsAndVariables: also the job variables
-    /// DORMOUSE_SUSPEND_ON_SUCCESS, DORMOUSE_SUSPEND_ON_FAILURE and DORMOUSE_ENVIRONMENT_KEY, for GitLab servers
-    /// that send no suspend options. Default: JobOptions.
-    #[serde(default)]
-    pub triggers: SuspensionTriggers,
-    /// Slots that sleeping environments may never hold. Default: 1, or 0 in a pool of one slot.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 16384))]
-    pub slot_floor: Option<u32>,
-    /// Limits on the number of sleeping environments.
-    #[serde(default)]
-    pub limits: SuspensionLimits,
-}
-
-/// Whether suspend options are honoured.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum SuspensionMode {
-    /// Never.
-    Disabled,
-    /// When the job's feature flag is on.
-    #[default]
-    FeatureFlag,
-    /// Always.
-    Enabled,
-}
-
-/// Where suspend triggers are read from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum SuspensionTriggers {
-    /// The job's suspend options.
-    #[default]
-    JobOptions,
-    /// Those, and job variables.
-    JobOptionsAndVariables,
-}
-
-/// Limits on the number of sleeping environments.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SuspensionLimits {
-    /// Sleeping environments in the pool. Default: all slots less the floor.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 16384))]
-    pub max_environments: Option<u32>,
-    /// Sleeping environments of one project. Default: no limit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 16384))]
-    pub max_per_project: Option<u32>,
-}
-
-/// How long sleeping environments are kept.
-#[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("!has(self.defaultTTL) || !has(self.maxTTL) || duration(self.defaultTTL) <= duration(self.maxTTL)").message("retention.defaultTTL must not be longer than retention.maxTTL"))]
-pub struct RetentionSpec {
-    /// Time from a suspend to its expiry. Stamped on the environment; a later change does not touch those that
-    /// sleep already. Default: 168h.
-    #[serde(default = "default_ttl", rename = "defaultTTL")]
-    pub default_ttl: Duration,
-    /// The furthest that anybody may extend the expiry of an environment, from its suspend. Default: 720h.
-    #[serde(default = "max_ttl", rename = "maxTTL")]
-    pub max_ttl: Duration,
-}
-
-impl Default for RetentionSpec {
-    fn default() -> Self {
-        Self { default_ttl: default_ttl(), max_ttl: max_ttl() }
-    }
-}
-
-/// What is seen of a pool.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RunnerPoolStatus {
-    /// The generation this status speaks of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// GitLab's id of the runner.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub runner_id: Option<u64>,
-    /// The system id GitLab routes resumes to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub system_id: Option<String>,
-    /// The replica that holds the pool.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub holder: Option<String>,
-    /// The holder's epoch.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub epoch: Option<u64>,
-    /// Open leases / concurrency, such as 3/10.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub jobs: Option<String>,
-    /// Reachable instances / all, such as 2/2.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instances: Option<String>,
-    /// Free slots / slots of reachable instances, such as 1/4.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub slots: Option<String>,
-    /// Sleeping environments by tier.
-    #[serde(default)]
-    pub environments: EnvironmentCounts,
-    /// What is seen of each host.
-    #[serde(default)]
-    #[schemars(length(max = 256))]
-    pub hosts: Vec<HostStatus>,
-    /// Conditions: Ready, CredentialsValid, Polling, ProviderReachable, HostKeysTrusted, HostsCapable,
-    /// CapacityAvailable, Drained.
-    #[serde(default)]
-    #[schemars(schema_with = "conditions_schema")]
-    pub conditions: Vec<Condition>,
-}
-
-/// Environments of a pool by tier.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct EnvironmentCounts {
-    /// Environments at tier Hot: instance, slot, workspace and processes kept.
-    pub hot: u32,
-}
-
-/// What is seen of one host.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct HostStatus {
-    /// The host's name in the spec.
-    pub name: String,
-    /// Ready, NotReady, Unreachable, KeyRefused, Claimed or Unsupported.
-    pub state: String,
-    /// One sentence when it is not Ready.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub message: Option<String>,
-    /// The key recorded at the first connection, as one line of OpenSSH. Remove the entry to trust a new one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recorded_host_key: Option<String>,
-    /// The address that key was recorded for; another address is another first use.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recorded_address: Option<String>,
-}
-
-/// Schema of a conditions list: merged by type, so that two appliers do not replace each other's.
-pub(crate) fn conditions_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    let mut schema = generator.subschema_for::<Vec<Condition>>();
-    schema.insert("x-kubernetes-list-type".into(), "map".into());
-    schema.insert("x-kubernetes-list-map-keys".into(), serde_json::json!(["type"]));
-    schema.insert("maxItems".into(), serde_json::json!(32));
-    schema
-}
-
 fn default_output_limit() -> u32 {
     4096
 }
@@ -437,37 +272,67 @@ fn default_pids_limit() -> u32 {
 fn default_concurrency() -> u32 {
     10
 }
+
+fn default_request_concurrency() -> u32 {
+    1
+}
+
 fn default_capacity() -> u32 {
     1
 }
+
 fn default_acquire_timeout() -> Duration {
     Duration::from_seconds(15 * 60)
 }
+
 fn default_connection_grace() -> Duration {
     Duration::from_seconds(10 * 60)
 }
-fn default_ssh_port() -> u16 {
-    22
-}
-fn default_dial_timeout() -> Duration {
-    Duration::from_seconds(10)
-}
-fn default_ttl() -> Duration {
-    Duration::from_seconds(168 * 3600)
-}
-fn max_ttl() -> Duration {
-    Duration::from_seconds(720 * 3600)
+
+fn default_ready_timeout() -> Duration {
+    Duration::from_seconds(10 * 60)
 }
 
+fn yes() -> bool {
+    true
+}
+
+/// Instances of a pool whose spec names no limit.
+const DEFAULT_MAX_INSTANCES: u32 = 10;
+
 impl RunnerPoolSpec {
-    /// Slots of one host.
+    /// Hosts of its own, where it has such.
+    pub fn fixed_hosts(&self) -> &[StaticHost] {
+        self.provider.fixed.as_ref().map_or(&[], |fixed| &fixed.hosts)
+    }
+
+    /// Slots of one host of its own.
     pub fn slots_of(&self, host: &StaticHost) -> u32 {
         host.slots.unwrap_or(self.capacity_per_instance)
     }
 
-    /// Slots of all hosts, reachable or not.
+    /// Instances of the cloud that it may have at a time.
+    pub fn max_instances(&self) -> u32 {
+        self.max_instances.unwrap_or(DEFAULT_MAX_INSTANCES)
+    }
+
+    /// Slots of all instances it may have, reachable or not.
     pub fn total_slots(&self) -> u32 {
-        self.provider.fixed.hosts.iter().map(|host| self.slots_of(host)).sum()
+        match &self.provider.fixed {
+            Some(fixed) => fixed.hosts.iter().map(|host| self.slots_of(host)).sum(),
+            None => self.max_instances().saturating_mul(self.capacity_per_instance),
+        }
+    }
+
+    /// How fast its fleet is watched and changed.
+    pub fn scaling(&self) -> ScalingSpec {
+        self.scaling.clone().unwrap_or_default()
+    }
+
+    /// What happens when one more environment may not hold a slot.
+    pub fn overflow(&self) -> Overflow {
+        let by_default = if self.provider.aws.is_some() { Overflow::DemoteOldest } else { Overflow::Reject };
+        self.suspension.overflow.unwrap_or(by_default)
     }
 
     /// Folder for workspaces, as it stands in the spec or by default.

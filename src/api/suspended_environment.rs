@@ -6,7 +6,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::runner_pool::conditions_schema;
+use super::labels;
+use super::runner_pool::{ColdTier, conditions_schema};
 
 /// A job environment kept for a later job that carries its key.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,15 +21,16 @@ use super::runner_pool::conditions_schema;
     namespaced,
     status = "SuspendedEnvironmentStatus",
     derive = "PartialEq",
-    doc = "A job environment kept for a later job that carries its key. Deleting it releases what it keeps. It is made by the operator; people may edit spec.expiresAt.",
+    doc = "A job environment kept for a later job that carries its key. Deleting it releases what it keeps. It is made by the operator; people may edit spec.expiresAt and spec.desiredTier.",
     printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool"),
     printcolumn(name = "Tier", type_ = "string", json_path = ".status.tier"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Project", type_ = "string", json_path = ".spec.origin.projectPath"),
     printcolumn(name = "Ref", type_ = "string", json_path = ".spec.origin.ref"),
     printcolumn(name = "Job", type_ = "integer", json_path = ".spec.origin.jobId"),
-    printcolumn(name = "Instance", type_ = "string", json_path = ".spec.origin.instance"),
-    printcolumn(name = "Slot", type_ = "integer", json_path = ".spec.origin.slot"),
+    printcolumn(name = "Instance", type_ = "string", json_path = ".status.instance"),
+    printcolumn(name = "Slot", type_ = "integer", json_path = ".status.slot"),
+    printcolumn(name = "Storage", type_ = "string", json_path = ".status.storage", description = "Volume or snapshot that holds the workspace, and its size"),
     printcolumn(name = "Expires", type_ = "string", json_path = ".spec.expiresAt"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
@@ -43,6 +45,7 @@ use super::runner_pool::conditions_schema;
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
         priority = 1
     ),
+    printcolumn(name = "Cost/h", type_ = "string", json_path = ".status.costPerHour", priority = 1),
     printcolumn(name = "Resumes", type_ = "integer", json_path = ".status.revision", priority = 1),
     printcolumn(name = "Key", type_ = "string", json_path = ".status.environmentKey", priority = 1),
     selectable = ".spec.pool",
@@ -52,7 +55,7 @@ use super::runner_pool::conditions_schema;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
     validation = Rule::new("self.expiresAt <= self.notAfter").message("spec.expiresAt must not be after spec.notAfter, the ceiling stamped from the pool's retention.maxTTL"),
-    validation = Rule::new("self.pool == oldSelf.pool && self.poolUid == oldSelf.poolUid && self.environmentId == oldSelf.environmentId && self.workspacePath == oldSelf.workspacePath && self.origin == oldSelf.origin").message("only spec.expiresAt may be changed; everything else is what the operator recorded when the environment was suspended")
+    validation = Rule::new("self.pool == oldSelf.pool && self.poolUid == oldSelf.poolUid && self.environmentId == oldSelf.environmentId && self.workspacePath == oldSelf.workspacePath && self.origin == oldSelf.origin").message("only spec.expiresAt and spec.desiredTier may be changed; everything else is what the operator recorded when the environment was suspended")
 )]
 pub struct SuspendedEnvironmentSpec {
     /// Name of the pool it belongs to. Immutable.
@@ -68,11 +71,25 @@ pub struct SuspendedEnvironmentSpec {
     pub expires_at: Time,
     /// The furthest expiresAt may be moved. Stamped by the operator.
     pub not_after: Time,
+    /// A tier that somebody wishes, until a time: an environment that is to be kept awake, or to be woken ahead of its
+    /// resume, or put to a cheaper tier at once. After that time the pool's rules hold again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired_tier: Option<DesiredTier>,
     /// Absolute path of the workspace on the instance. Immutable.
     #[schemars(length(min = 1, max = 4096))]
     pub workspace_path: String,
     /// The job that made it. Immutable.
     pub origin: Origin,
+}
+
+/// A tier that somebody wishes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DesiredTier {
+    /// The tier.
+    pub tier: Tier,
+    /// Until when.
+    pub until: Time,
 }
 
 /// The job an environment comes from.
@@ -131,12 +148,41 @@ pub struct SuspendedEnvironmentStatus {
     /// The generation this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// What is kept. Hot: instance, slot, workspace and background processes, frozen.
+    /// What is kept. Hot: instance, slot, workspace and background processes, frozen. Stopped: the disks of its stopped
+    /// instance. Detached: its workspace volume. Snapshotted: a snapshot of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tier: Option<Tier>,
     /// What it is doing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
+    /// The instance it is on, while it is on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// The slot it owns there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    /// The workspace volume it owns, where the pool has such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeStatus>,
+    /// The snapshot that holds its workspace, at tier Snapshotted and on the way there and back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotStatus>,
+    /// Volume or snapshot with its size, for people, such as `vol-0a1b 20Gi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<String>,
+    /// The change of tier that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Moving>,
+    /// Until when a change of tier that was given up is left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest_until: Option<Time>,
+    /// The revision of which the instance's own record and context are kept in the Secret `<name>-state`, so that it can
+    /// go on elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved_revision: Option<u32>,
+    /// What it costs, in US dollars an hour, by the pool's prices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_per_hour: Option<String>,
     /// The key that a job names to resume it. An identifier, not a credential.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment_key: Option<String>,
@@ -167,11 +213,83 @@ pub struct SuspendedEnvironmentStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// How an environment is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// The volume with a workspace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeStatus {
+    /// Its id in EC2.
+    pub id: String,
+    /// The zone it is in.
+    pub zone: String,
+    /// Its size.
+    #[serde(rename = "sizeGiB")]
+    pub size_gib: u32,
+}
+
+/// The snapshot of a workspace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotStatus {
+    /// Its id in EC2.
+    pub id: String,
+    /// The revision of the environment it holds.
+    pub revision: u32,
+    /// Size of the volume it was taken of.
+    #[serde(rename = "sizeGiB")]
+    pub size_gib: u32,
+}
+
+/// A change of tier that is under way. Written before the first thing is done for it; a new holder goes on from what the
+/// cloud shows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Moving {
+    /// Where to.
+    pub to: Tier,
+    /// Why: Age, Asked, Quota, InstanceLeaving, Resume.
+    pub why: String,
+    /// Since when.
+    pub since: Time,
+    /// The epoch of the holder that claimed it.
+    pub epoch: u64,
+    /// How often it was given up and tried again.
+    #[serde(default)]
+    pub retries: u32,
+}
+
+/// How an environment is kept, from the warmest to the coldest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Tier {
     /// Instance, slot, workspace and processes.
     Hot,
+    /// The disks of its stopped instance; memory and processes too where that hibernates.
+    Stopped,
+    /// Its workspace volume.
+    Detached,
+    /// A snapshot of its workspace volume.
+    Snapshotted,
+}
+
+impl Tier {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hot => "Hot",
+            Self::Stopped => "Stopped",
+            Self::Detached => "Detached",
+            Self::Snapshotted => "Snapshotted",
+        }
+    }
+}
+
+impl From<ColdTier> for Tier {
+    fn from(tier: ColdTier) -> Self {
+        match tier {
+            ColdTier::Stopped => Self::Stopped,
+            ColdTier::Detached => Self::Detached,
+            ColdTier::Snapshotted => Self::Snapshotted,
+        }
+    }
 }
 
 /// What an environment is doing.
@@ -179,8 +297,14 @@ pub enum Tier {
 pub enum Phase {
     /// It is being frozen at the end of its job. Left for Suspended, or for Releasing when that fails.
     Suspending,
-    /// It sleeps. Left for Resuming when a job names its key, for Releasing at its expiry or deletion.
+    /// It sleeps. Left for Resuming when a job names its key, for Demoting and Promoting when its tier changes, for
+    /// Releasing at its expiry or deletion.
     Suspended,
+    /// It is being moved to a colder tier. Left for Suspended, also when that is given up; for Resuming when a job names
+    /// its key.
+    Demoting,
+    /// It is being brought back to Hot because somebody asked for that. Left for Suspended, or for Resuming.
+    Promoting,
     /// A job that named its key is being started in it. Left for InUse, or back to Suspended.
     Resuming,
     /// A resumed job runs in it. Left for Suspended or Releasing.
@@ -205,6 +329,34 @@ impl SuspendedEnvironment {
     /// When it expires.
     pub fn expires_at(&self) -> Timestamp {
         self.spec.expires_at.0
+    }
+
+    /// The instance and slot it is on; `None` while it is on none.
+    pub fn place(&self) -> Option<(&str, u32)> {
+        let origin = &self.spec.origin;
+        let Some(status) = &self.status else { return Some((&origin.instance, origin.slot)) };
+        match (&status.instance, status.slot, self.tier()) {
+            (Some(instance), Some(slot), _) => Some((instance, slot)),
+            // Objects of before tiers, and new ones whose first status is yet to be written.
+            (_, _, Tier::Hot | Tier::Stopped) => Some((&origin.instance, origin.slot)),
+            (_, _, Tier::Detached | Tier::Snapshotted) => None,
+        }
+    }
+
+    /// Whether it was made again from tags and has no status yet: that is written next.
+    pub fn is_half_adopted(&self) -> bool {
+        let annotations = self.metadata.annotations.as_ref();
+        self.status.is_none() && annotations.is_some_and(|all| all.contains_key(labels::ADOPTED_FROM))
+    }
+
+    /// How it is kept; a new object is Hot.
+    pub fn tier(&self) -> Tier {
+        self.status.as_ref().and_then(|status| status.tier).unwrap_or(Tier::Hot)
+    }
+
+    /// Whether it keeps an instance running, or is about to.
+    pub fn is_hot(&self) -> bool {
+        self.tier() == Tier::Hot
     }
 
     /// What it is doing; a new object without a status is being suspended.

@@ -118,7 +118,7 @@ pub enum Verdict {
     Bind,
     /// It is bound to this job already: go on.
     Bound,
-    /// The job that slept it has not quite ended yet: look again.
+    /// The job that slept it has not quite ended yet, or another one has named it and not begun: look again.
     Wait,
     /// No.
     Refuse(Refusal),
@@ -170,9 +170,15 @@ pub fn environment(
         Phase::Lost => Verdict::Refuse(Refusal::Lost),
         Phase::Releasing => Verdict::Refuse(Refusal::Releasing),
         Phase::Suspending => Verdict::Wait,
-        Phase::Resuming | Phase::InUse => Verdict::Refuse(Refusal::InUse),
-        Phase::Suspended if found.bound_lease().is_some() => Verdict::Refuse(Refusal::InUse),
-        Phase::Suspended => {
+        Phase::InUse => Verdict::Refuse(Refusal::InUse),
+        // Only a job that is in it keeps others out. GitLab gives a job up that waits for too long and sends it again,
+        // and the first one's lease does not know yet.
+        Phase::Resuming => Verdict::Wait,
+        Phase::Suspended | Phase::Demoting | Phase::Promoting if found.bound_lease().is_some() => {
+            Verdict::Wait
+        }
+        // A change of tier that is under way is turned round by the resume.
+        Phase::Suspended | Phase::Demoting | Phase::Promoting => {
             let is_ending = open_leases.iter().any(|lease| {
                 lease.metadata.uid.as_deref() != Some(&job.lease_uid)
                     && lease.spec.environment_id == found.spec.environment_id
@@ -218,6 +224,7 @@ mod tests {
                 expires_at: Time(Timestamp::from_second(2_000_000).unwrap()),
                 not_after: Time(Timestamp::from_second(3_000_000).unwrap()),
                 workspace_path: "/builds/0/g/p".into(),
+                desired_tier: None,
                 origin: Origin {
                     project_id: 7,
                     project_path: "g/p".into(),
@@ -316,6 +323,19 @@ mod tests {
         let ending = lease("lease-1");
         let verdict = environment(Some(&sleeping()), &[&ending], &pool(), &job(), now());
         assert_eq!(verdict, Verdict::Wait);
+    }
+
+    #[test]
+    fn a_job_waits_for_another_that_has_not_begun_and_is_refused_once_it_has() {
+        let mut found = sleeping();
+        let status = found.status.as_mut().unwrap();
+        status.bound_lease = Some(BoundLease { name: "p-3".into(), uid: "lease-3".into() });
+        for phase in [Phase::Resuming, Phase::Promoting] {
+            found.status.as_mut().unwrap().phase = Some(phase);
+            assert_eq!(verdict(&found), Verdict::Wait);
+        }
+        found.status.as_mut().unwrap().phase = Some(Phase::InUse);
+        assert_eq!(verdict(&found), Verdict::Refuse(Refusal::InUse));
     }
 
     #[test]

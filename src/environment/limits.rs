@@ -5,6 +5,12 @@
 pub struct Population {
     /// Environments of the pool, asleep or in use.
     pub all: u32,
+    /// Those of them that hold a slot of a running instance.
+    pub hot: u32,
+    /// Whether one of those can be moved to a colder tier, to make room.
+    pub can_make_room: bool,
+    /// Gibibytes they hold, with the one that comes.
+    pub storage_gib: u32,
     /// Those of the job's project.
     pub of_project: u32,
 }
@@ -20,6 +26,8 @@ pub struct Limits {
     pub max_environments: Option<u32>,
     /// Environments of one project, if limited.
     pub max_per_project: Option<u32>,
+    /// Gibibytes, if limited.
+    pub max_storage_gib: Option<u32>,
 }
 
 /// Why there may be none more.
@@ -33,6 +41,17 @@ pub enum OverLimit {
     Pool {
         /// Environments now.
         kept: u32,
+        /// The limit.
+        limit: u32,
+    },
+    /// The pool's environments hold as much as they may.
+    #[error(
+        "with it the pool's environments would hold {wanted} of at most {limit} GiB \
+         (spec.suspension.limits.maxStorageGiB)"
+    )]
+    Storage {
+        /// What they would hold.
+        wanted: u32,
         /// The limit.
         limit: u32,
     },
@@ -54,9 +73,14 @@ pub enum OverLimit {
 /// When a limit is reached.
 pub fn admit(population: Population, limits: Limits) -> Result<(), OverLimit> {
     let below_floor = limits.slots.saturating_sub(limits.floor);
-    let limit = limits.max_environments.map_or(below_floor, |max| max.min(below_floor));
-    if population.all >= limit {
+    if population.hot >= below_floor && !population.can_make_room {
+        return Err(OverLimit::Pool { kept: population.hot, limit: below_floor });
+    }
+    if let Some(limit) = limits.max_environments.filter(|limit| population.all >= *limit) {
         return Err(OverLimit::Pool { kept: population.all, limit });
+    }
+    if let Some(limit) = limits.max_storage_gib.filter(|limit| population.storage_gib > *limit) {
+        return Err(OverLimit::Storage { wanted: population.storage_gib, limit });
     }
     match limits.max_per_project {
         Some(limit) if population.of_project >= limit => {
@@ -71,11 +95,11 @@ mod tests {
     use super::*;
 
     fn limits() -> Limits {
-        Limits { slots: 4, floor: 1, max_environments: None, max_per_project: None }
+        Limits { slots: 4, floor: 1, max_environments: None, max_per_project: None, max_storage_gib: None }
     }
 
     fn population(all: u32, of_project: u32) -> Population {
-        Population { all, of_project }
+        Population { all, hot: all, can_make_room: false, storage_gib: 0, of_project }
     }
 
     #[test]

@@ -17,6 +17,12 @@ pub enum InstanceState {
     Unknown,
     /// The pool has no such host any more.
     Removed,
+    /// It is stopped, and started again when it is needed.
+    Stopped,
+    /// Its cloud has ended it.
+    Gone,
+    /// It is on none: a volume or a snapshot keeps it.
+    None,
 }
 
 /// What the instance says about an environment.
@@ -56,7 +62,11 @@ impl Observed<'_> {
         match self.instance {
             InstanceState::Unknown => false,
             InstanceState::Reachable => self.word != HostWord::NotAsked,
-            InstanceState::Unreachable | InstanceState::Removed => true,
+            InstanceState::Unreachable
+            | InstanceState::Removed
+            | InstanceState::Stopped
+            | InstanceState::Gone
+            | InstanceState::None => true,
         }
     }
 }
@@ -98,22 +108,33 @@ pub fn plan(observed: &Observed<'_>) -> Plan {
     });
     let expired = environment.expires_at() <= observed.now;
     let reachable = observed.instance == InstanceState::Reachable;
+    // What its cloud keeps needs no host that answers.
+    let in_cloud = match observed.instance {
+        InstanceState::Stopped | InstanceState::Gone | InstanceState::None => true,
+        InstanceState::Reachable
+        | InstanceState::Unreachable
+        | InstanceState::Unknown
+        | InstanceState::Removed => false,
+    };
     let action = match (deleting, observed.lease_is_open) {
         // Whatever is asked for, a job that uses the environment ends first.
         (_, true) => None,
         (true, false) if forced => Some(Action::ForceRelease),
-        (true, false) if reachable => Some(Action::Release),
+        (true, false) if reachable || in_cloud => Some(Action::Release),
         (true, false) => None,
         (false, false) => match environment.phase() {
             _ if expired => Some(Action::Expire),
             Phase::Suspending if matches!(observed.word, HostWord::Asleep | HostWord::Restarted) => {
                 Some(Action::Unbind)
             }
+            Phase::Suspending if environment.is_half_adopted() => None,
             Phase::Suspending => Some(Action::Abandon),
             Phase::Resuming | Phase::InUse => Some(Action::Unbind),
-            Phase::Suspended if environment.bound_lease().is_some() => Some(Action::Unbind),
+            Phase::Suspended | Phase::Demoting | Phase::Promoting if environment.bound_lease().is_some() => {
+                Some(Action::Unbind)
+            }
             Phase::Suspended if observed.word == HostWord::Active && reachable => Some(Action::Refreeze),
-            Phase::Suspended | Phase::Releasing | Phase::Lost => None,
+            Phase::Suspended | Phase::Demoting | Phase::Promoting | Phase::Releasing | Phase::Lost => None,
         },
     };
     Plan {
@@ -126,12 +147,18 @@ pub fn plan(observed: &Observed<'_>) -> Plan {
 /// The conditions of an environment.
 pub fn findings(observed: &Observed<'_>) -> Vec<Finding> {
     let environment = observed.environment;
-    let instance = &environment.spec.origin.instance;
+    let instance = instance_name(environment);
     let mut findings = vec![
         ready(observed),
         match environment.phase() {
             Phase::Suspending => Finding::new(SUSPENDED, false, "Suspending", "it is being frozen"),
             Phase::Suspended => Finding::new(SUSPENDED, true, "Frozen", "workspace and processes are kept"),
+            Phase::Demoting => {
+                Finding::new(SUSPENDED, true, "Demoting", "it is being moved to a colder tier")
+            }
+            Phase::Promoting => {
+                Finding::new(SUSPENDED, true, "Promoting", "it is being brought back to tier Hot")
+            }
             Phase::Resuming | Phase::InUse => Finding::new(SUSPENDED, false, "InUse", "a job uses it"),
             Phase::Releasing => Finding::new(SUSPENDED, false, "Releasing", "it is being given back"),
             Phase::Lost => Finding::new(SUSPENDED, false, "Lost", "its instance or workspace is gone"),
@@ -156,20 +183,48 @@ pub fn findings(observed: &Observed<'_>) -> Vec<Finding> {
         },
         released(observed),
     ];
-    if observed.word == HostWord::Unknown || environment.phase() == Phase::Lost {
+    let is_unknown = observed.word == HostWord::Unknown && observed.instance == InstanceState::Reachable;
+    let is_moving = environment.status.as_ref().is_some_and(|status| status.moving.is_some());
+    if is_unknown && !is_moving || environment.phase() == Phase::Lost {
         findings.push(Finding::new(STALLED, true, "CannotBeResumed", "delete it; waiting will not help"));
     }
     findings
 }
 
+/// The instance it is on, or was last on.
+fn instance_name(environment: &SuspendedEnvironment) -> &str {
+    environment.place().map_or(&environment.spec.origin.instance, |(instance, _)| instance)
+}
+
 fn ready(observed: &Observed<'_>) -> Finding {
     let environment = observed.environment;
-    let instance = &environment.spec.origin.instance;
+    let instance = instance_name(environment);
     if environment.metadata.deletion_timestamp.is_some() {
         return Finding::new(READY, Status::Unknown, "Releasing", "it is being given back");
     }
     match (environment.phase(), observed.word, observed.instance) {
         (Phase::Lost, _, _) => Finding::new(READY, false, "Lost", "its instance or workspace is gone"),
+        (Phase::Resuming, _, InstanceState::Stopped | InstanceState::None) => {
+            Finding::new(READY, Status::Unknown, "InTransition", "it is being brought back for a job")
+        }
+        (_, _, InstanceState::Stopped) => Finding::new(
+            READY,
+            true,
+            "Stopped",
+            format!("it can be resumed: instance {instance} is started first"),
+        ),
+        (_, _, InstanceState::None) => Finding::new(
+            READY,
+            true,
+            environment.tier().as_str(),
+            "it can be resumed: an instance takes its workspace first",
+        ),
+        (_, _, InstanceState::Gone) => Finding::new(
+            READY,
+            false,
+            "InstanceGone",
+            format!("instance {instance} was terminated; it is looked up what is left"),
+        ),
         (_, HostWord::Unknown, _) => {
             Finding::new(READY, false, "UnknownToHost", format!("instance {instance} has no record of it"))
         }
@@ -191,9 +246,11 @@ fn ready(observed: &Observed<'_>) -> Finding {
             "HostRemoved",
             format!("the pool has no host {instance} any more; put it back to resume or release"),
         ),
-        (Phase::Suspending | Phase::Resuming | Phase::Releasing, _, InstanceState::Reachable) => {
-            Finding::new(READY, Status::Unknown, "InTransition", "it is changing its phase")
-        }
+        (
+            Phase::Suspending | Phase::Resuming | Phase::Demoting | Phase::Promoting | Phase::Releasing,
+            _,
+            InstanceState::Reachable,
+        ) => Finding::new(READY, Status::Unknown, "InTransition", "it is changing its phase"),
         (Phase::Suspended, HostWord::Restarted, InstanceState::Reachable) => Finding::new(
             READY,
             true,
@@ -214,7 +271,7 @@ fn released(observed: &Observed<'_>) -> Finding {
     if observed.environment.metadata.deletion_timestamp.is_none() {
         return Finding::new(RELEASED, false, "Kept", "it is kept");
     }
-    let instance = &observed.environment.spec.origin.instance;
+    let instance = instance_name(observed.environment);
     if observed.lease_is_open {
         return Finding::new(
             RELEASED,
@@ -224,7 +281,9 @@ fn released(observed: &Observed<'_>) -> Finding {
         );
     }
     match observed.instance {
-        InstanceState::Reachable => Finding::new(RELEASED, false, "Releasing", "it is being given back"),
+        InstanceState::Reachable | InstanceState::Stopped | InstanceState::Gone | InstanceState::None => {
+            Finding::new(RELEASED, false, "Releasing", "it is being given back")
+        }
         InstanceState::Unreachable | InstanceState::Unknown | InstanceState::Removed => Finding::new(
             RELEASED,
             false,
@@ -263,6 +322,7 @@ mod tests {
                 expires_at: Time(at(1000)),
                 not_after: Time(at(2000)),
                 workspace_path: "/b/0/g/p".into(),
+                desired_tier: None,
                 origin: Origin {
                     project_id: 1,
                     project_path: "g/p".into(),
@@ -339,6 +399,17 @@ mod tests {
             plan(&Observed { word: HostWord::Unknown, ..observed(&environment(Phase::Suspending)) }).action,
             Some(Action::Abandon)
         );
+    }
+
+    #[test]
+    fn one_that_is_half_adopted_is_not_given_up() {
+        let mut half = environment(Phase::Suspending);
+        half.status = None;
+        half.metadata.annotations = Some([(labels::ADOPTED_FROM.to_owned(), "vol-1".to_owned())].into());
+        assert_eq!(plan(&Observed { word: HostWord::NotAsked, ..observed(&half) }).action, None);
+        half.metadata.annotations = None;
+        let given_up = Observed { word: HostWord::NotAsked, ..observed(&half) };
+        assert_eq!(plan(&given_up).action, Some(Action::Abandon));
     }
 
     fn any_phase() -> impl Strategy<Value = Phase> {

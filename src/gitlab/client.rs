@@ -7,37 +7,41 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use reqwest::header::{HeaderMap, HeaderValue};
-use reqwest::{Certificate, Method, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::features;
+use super::transport::Transport;
 use super::wire::JobPayload;
 use crate::bounds::GitLabBounds;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, RunnerLabels};
 
-/// Time for connecting to GitLab.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+mod answer;
+
+pub use answer::{
+    IssuedToken, JobStatus, RemovalAnswer, RequestAnswer, ResetAnswer, TraceAnswer, UpdateAnswer,
+    VerifyAnswer, Wish,
+};
+
 /// Time for a whole short call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for a job request: GitLab may hold it for its long-poll interval, 50 s where its documentation is followed. A
 /// request that is given up may have been answered with a job, so this is longer; one that hangs keeps the pool from
 /// asking, so it is not much longer.
 const POLL_TIMEOUT: Duration = Duration::from_secs(90);
-/// How often the kernel looks for a sign of life of a peer that says nothing.
-const PROBE_INTERVAL: Duration = Duration::from_secs(15);
-
 /// One runner of one GitLab.
 #[derive(Clone)]
 pub struct Client {
-    http: reqwest::Client,
+    transport: Transport,
     base: String,
     token: Arc<SecretString>,
     system_id: String,
     name: String,
-    metrics: Metrics,
+    calls: Calls,
     bounds: GitLabBounds,
 }
 
@@ -47,153 +51,18 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// Why a client cannot be built.
+/// The address is not one.
 #[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// The URL is not one.
-    #[error("spec.gitlab.url {0:?} is not a URL")]
-    Url(String),
-    /// The certificates cannot be read.
-    #[error("spec.gitlab.caBundle holds no readable PEM certificate")]
-    CaBundle(#[source] reqwest::Error),
-    /// The HTTP client cannot be built.
-    #[error("cannot build the HTTP client")]
-    Http(#[source] reqwest::Error),
-}
+#[error("spec.gitlab.url {0:?} is not a URL")]
+pub struct UrlError(String);
 
-/// The answer to `POST runners/verify`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VerifyAnswer {
-    /// The token is a runner's.
-    Valid {
-        /// GitLab's id of the runner.
-        runner_id: u64,
-    },
-    /// GitLab does not accept the token.
-    Invalid,
-    /// GitLab could not be asked.
-    Retry {
-        /// What happened, for people.
-        cause: String,
-    },
-}
-
-/// The answer to `POST jobs/request`.
-#[derive(Debug)]
-pub enum RequestAnswer {
-    /// A job.
-    Job {
-        /// The payload as read.
-        job: Box<JobPayload>,
-        /// The payload as sent, to be kept.
-        raw: Bytes,
-    },
-    /// A job that cannot be read; its id and token, where they can, so that it is failed and not left hanging.
-    Unreadable {
-        /// Job id and token.
-        identity: Option<(u64, SecretString)>,
-        /// What is wrong with it.
-        cause: String,
-    },
-    /// No job now.
-    NoJob,
-    /// Another runner took it; ask again at once.
-    Conflict,
-    /// GitLab does not accept the token.
-    InvalidToken,
-    /// GitLab could not be asked.
-    Retry {
-        /// How long the server wants us to wait.
-        after: Option<Duration>,
-        /// What happened, for people.
-        cause: String,
-    },
-}
-
-/// What GitLab says of the job in passing.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct JobStatus {
-    /// Whether it should go on.
-    pub wish: Wish,
-    /// Whether somebody canceled it; otherwise GitLab may have ended it in another way.
-    pub canceled: bool,
-    /// The interval the server wants between log updates.
-    pub interval: Option<Duration>,
-}
-
-/// Whether a job should go on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Wish {
-    /// Go on.
-    #[default]
-    GoOn,
-    /// Stop the script, run after_script, report.
-    CancelGracefully,
-    /// Stop at once, say nothing more.
-    Abort,
-}
-
-/// The answer to `PUT jobs/:id`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UpdateAnswer {
-    /// Done.
-    Ok(JobStatus),
-    /// Accepted; the log is still being stored.
-    StoringLog {
-        /// When to ask again.
-        interval: Option<Duration>,
-    },
-    /// The log at GitLab is not the one claimed.
-    LogInvalid,
-    /// The job is not ours or not alive any more.
-    Gone {
-        /// Whether GitLab says that somebody canceled it.
-        canceled: bool,
-    },
-    /// Another manager of this runner owns it.
-    OwnedByOther,
-    /// GitLab does not accept this state now.
-    Refused,
-    /// GitLab could not be asked.
-    Retry {
-        /// How long the server wants us to wait.
-        after: Option<Duration>,
-        /// What happened, for people.
-        cause: String,
-    },
-}
-
-/// The answer to `PATCH jobs/:id/trace`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TraceAnswer {
-    /// GitLab has this many bytes now.
-    Accepted {
-        /// Size of its log.
-        size: u64,
-        /// What else it says of the job.
-        status: JobStatus,
-    },
-    /// The range does not continue its log, which has this many bytes.
-    Mismatch {
-        /// Size of its log.
-        size: u64,
-        /// What else it says of the job.
-        status: JobStatus,
-    },
-    /// GitLab wants no more of this job.
-    Abort {
-        /// Whether GitLab says that somebody canceled it.
-        canceled: bool,
-    },
-    /// GitLab does not find the job's log. That alone does not end the job: the next update says whether it is known.
-    NotFound,
-    /// GitLab could not be asked.
-    Retry {
-        /// How long the server wants us to wait.
-        after: Option<Duration>,
-        /// What happened, for people.
-        cause: String,
-    },
+/// Where the API of a GitLab is.
+///
+/// # Errors
+/// When its address is not a URL.
+pub fn api_base(url: &str) -> Result<String, UrlError> {
+    let parsed = url::Url::parse(url).map_err(|_| UrlError(url.to_owned()))?;
+    Ok(format!("{}/api/v4", parsed.as_str().trim_end_matches('/').trim_end_matches("/ci")))
 }
 
 /// A job's id and token, for the calls about it.
@@ -233,7 +102,10 @@ pub enum JobUpdate {
     /// Running: from now on it is ours.
     Running,
     /// Running still: a sign of life, which leaves the way to whatever has more to say.
-    Alive,
+    Alive {
+        /// Size and CRC-32 of the log so far, where GitLab has all of it.
+        log: Option<(u64, u32)>,
+    },
     /// Ended.
     Final {
         /// Failure reason on the wire and exit code; `None` is success.
@@ -249,42 +121,28 @@ impl Client {
     /// A client for a runner token at a GitLab URL.
     ///
     /// # Errors
-    /// When the URL or the certificates cannot be used.
+    /// When the URL is not one.
     pub fn new(
         url: &str,
         token: SecretString,
-        system_id: &str,
-        name: &str,
-        ca_bundle: Option<&str>,
+        runner: RunnerLabels,
+        transport: Transport,
         metrics: Metrics,
-    ) -> Result<Self, BuildError> {
-        let parsed = url::Url::parse(url).map_err(|_| BuildError::Url(url.to_owned()))?;
-        let base = parsed.as_str().trim_end_matches('/').trim_end_matches("/ci").to_owned();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(format!(
-                "gitlab-runner {} (dormouse; rust; linux/{})",
-                env!("CARGO_PKG_VERSION"),
-                std::env::consts::ARCH
-            ))
-            .connect_timeout(DIAL_TIMEOUT)
-            .pool_idle_timeout(Duration::from_secs(90))
-            .tcp_keepalive(PROBE_INTERVAL)
-            .tcp_keepalive_interval(PROBE_INTERVAL)
-            .tcp_nodelay(true);
-        if let Some(pem) = ca_bundle {
-            for certificate in Certificate::from_pem_bundle(pem.as_bytes()).map_err(BuildError::CaBundle)? {
-                builder = builder.add_root_certificate(certificate);
-            }
-        }
+    ) -> Result<Self, UrlError> {
         Ok(Self {
-            http: builder.build().map_err(BuildError::Http)?,
-            base: format!("{base}/api/v4"),
+            transport,
+            base: api_base(url)?,
             token: Arc::new(token),
-            system_id: system_id.to_owned(),
-            name: name.to_owned(),
+            system_id: runner.system_id.clone(),
+            name: runner.runner_name.clone(),
             bounds: GitLabBounds::new(&metrics),
-            metrics,
+            calls: Calls::new(metrics, runner),
         })
+    }
+
+    /// Whether both ask with the same token.
+    pub fn same_token_as(&self, other: &Self) -> bool {
+        self.token.expose_secret() == other.token.expose_secret()
     }
 
     /// Checks the runner token and learns the runner's id.
@@ -299,13 +157,15 @@ impl Client {
             .header("RUNNER-TOKEN", self.token.expose_secret())
             .timeout(CALL_TIMEOUT)
             .json(&body);
-        let response = match self.send("verify", request).await {
+        let response = match self.send("verify", Method::POST, request).await {
             Ok(response) => response,
             Err(cause) => return VerifyAnswer::Retry { cause },
         };
         match response.status() {
             StatusCode::OK | StatusCode::CREATED => match response.json::<Verified>().await {
-                Ok(Verified { id }) if id > 0 => VerifyAnswer::Valid { runner_id: id },
+                Ok(Verified { id, token_expires_at }) if id > 0 => {
+                    VerifyAnswer::Valid { runner_id: id, expires_at: timestamp(token_expires_at.as_deref()) }
+                }
                 Ok(_) | Err(_) => {
                     VerifyAnswer::Retry { cause: "GitLab's answer to verify has no runner id".to_owned() }
                 }
@@ -315,6 +175,62 @@ impl Client {
             }
             status => VerifyAnswer::Retry { cause: answered(status) },
         }
+    }
+
+    /// Has the token replaced by a new one.
+    pub async fn reset_token(&self) -> ResetAnswer {
+        let request = self.of_runner(Method::POST, "runners/reset_authentication_token", None);
+        let response = match self.send("reset_token", Method::POST, request).await {
+            Ok(response) => response,
+            Err(cause) => return ResetAnswer::Retry { cause },
+        };
+        match response.status() {
+            StatusCode::CREATED | StatusCode::OK => match read_token(response).await {
+                Some(issued) => ResetAnswer::Issued(issued),
+                None => ResetAnswer::Retry { cause: "GitLab's answer has no token".to_owned() },
+            },
+            StatusCode::FORBIDDEN
+            | StatusCode::UNAUTHORIZED
+            | StatusCode::NOT_FOUND
+            | StatusCode::UNPROCESSABLE_ENTITY => ResetAnswer::Invalid,
+            status => ResetAnswer::Retry { cause: answered(status) },
+        }
+    }
+
+    /// Removes the runner.
+    pub async fn remove_runner(&self) -> RemovalAnswer {
+        let request = self.of_runner(Method::DELETE, "runners", None);
+        self.remove("remove_runner", request).await
+    }
+
+    /// Removes this pool from the runner's managers.
+    pub async fn remove_manager(&self) -> RemovalAnswer {
+        let request = self.of_runner(Method::DELETE, "runners/managers", Some(&self.system_id));
+        self.remove("remove_manager", request).await
+    }
+
+    async fn remove(&self, endpoint: &'static str, request: reqwest::RequestBuilder) -> RemovalAnswer {
+        let response = match self.send(endpoint, Method::DELETE, request).await {
+            Ok(response) => response,
+            Err(cause) => return RemovalAnswer::Retry { cause },
+        };
+        match response.status() {
+            status if status.is_success() => RemovalAnswer::Gone,
+            // A token that is not known any more is of a runner that is gone.
+            StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND => RemovalAnswer::Gone,
+            status => RemovalAnswer::Retry { cause: answered(status) },
+        }
+    }
+
+    fn of_runner(&self, method: Method, path: &str, system_id: Option<&str>) -> reqwest::RequestBuilder {
+        let mut body = json!({ "token": self.token.expose_secret() });
+        if let (Some(system_id), Some(map)) = (system_id, body.as_object_mut()) {
+            map.insert("system_id".to_owned(), json!(system_id));
+        }
+        self.request(method, path)
+            .header("RUNNER-TOKEN", self.token.expose_secret())
+            .timeout(CALL_TIMEOUT)
+            .json(&body)
     }
 
     /// Asks for a job. `last_update` is the mark of the previous answer and is replaced by this one's.
@@ -332,7 +248,7 @@ impl Client {
             .header("RUNNER-TOKEN", self.token.expose_secret())
             .timeout(POLL_TIMEOUT)
             .json(&body);
-        let response = match self.send("request_job", request).await {
+        let response = match self.send("request_job", Method::POST, request).await {
             Ok(response) => response,
             Err(cause) => return RequestAnswer::Retry { after: None, cause },
         };
@@ -353,7 +269,7 @@ impl Client {
     /// Tells GitLab a job's state.
     pub async fn update(&self, job: &JobCredentials, update: &JobUpdate) -> UpdateAnswer {
         let bound = match update {
-            JobUpdate::Pending | JobUpdate::Alive => &self.bounds.keep_alives,
+            JobUpdate::Pending | JobUpdate::Alive { .. } => &self.bounds.keep_alives,
             JobUpdate::Running | JobUpdate::Final { .. } => &self.bounds.jobs,
         };
         let _place = bound.enter().await;
@@ -362,7 +278,7 @@ impl Client {
             .header("JOB-TOKEN", job.token.expose_secret())
             .timeout(CALL_TIMEOUT)
             .json(&self.update_body(job, update));
-        let response = match self.send("update_job", request).await {
+        let response = match self.send("update_job", Method::PUT, request).await {
             Ok(response) => response,
             Err(cause) => return UpdateAnswer::Retry { after: None, cause },
         };
@@ -388,8 +304,12 @@ impl Client {
             JobUpdate::Pending => {
                 map.insert("state".to_owned(), json!("pending"));
             }
-            JobUpdate::Running | JobUpdate::Alive => {
+            JobUpdate::Running => {
                 map.insert("state".to_owned(), json!("running"));
+            }
+            JobUpdate::Alive { log } => {
+                map.insert("state".to_owned(), json!("running"));
+                add_log(map, *log);
             }
             JobUpdate::Final { failure, log, environment_key } => {
                 map.insert("state".to_owned(), json!(if failure.is_some() { "failed" } else { "success" }));
@@ -399,11 +319,7 @@ impl Client {
                         map.insert("exit_code".to_owned(), json!(exit_code));
                     }
                 }
-                if let Some((bytes, crc32)) = log {
-                    let checksum = format!("crc32:{crc32:08x}");
-                    map.insert("checksum".to_owned(), json!(checksum));
-                    map.insert("output".to_owned(), json!({ "checksum": checksum, "bytesize": bytes }));
-                }
+                add_log(map, *log);
                 if let Some(key) = environment_key {
                     map.insert("runtime_environment_key".to_owned(), json!(key));
                     map.insert("environment_key".to_owned(), json!(key));
@@ -425,7 +341,7 @@ impl Client {
             .header("Content-Range", format!("{offset}-{last}"))
             .timeout(CALL_TIMEOUT)
             .body(bytes);
-        let response = match self.send("patch_trace", request).await {
+        let response = match self.send("patch_trace", Method::PATCH, request).await {
             Ok(response) => response,
             Err(cause) => return TraceAnswer::Retry { after: None, cause },
         };
@@ -442,22 +358,56 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        self.http
-            .request(method, format!("{}/{path}", self.base))
-            .header("Accept", "application/json")
-            .header("X-Request-Id", format!("{:032x}", rand::random::<u128>()))
+        request(&self.transport, method, &self.base, path)
     }
 
-    /// Sends a request and counts it; the error is a sentence without URL or token.
     async fn send(
         &self,
         endpoint: &'static str,
+        method: Method,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Response, String> {
+        self.calls.send(endpoint, method, request).await
+    }
+}
+
+/// A request to a GitLab's API, with what every one of them carries.
+pub(super) fn request(
+    transport: &Transport,
+    method: Method,
+    base: &str,
+    path: &str,
+) -> reqwest::RequestBuilder {
+    transport
+        .http()
+        .request(method, format!("{base}/{path}"))
+        .header("Accept", "application/json")
+        .header("X-Request-Id", format!("{:032x}", rand::random::<u128>()))
+}
+
+/// Sends requests and counts them. Cloning shares the counts.
+#[derive(Clone)]
+pub(super) struct Calls {
+    metrics: Metrics,
+    runner: RunnerLabels,
+}
+
+impl Calls {
+    pub(super) fn new(metrics: Metrics, runner: RunnerLabels) -> Self {
+        Self { metrics, runner }
+    }
+
+    /// Sends a request; the error is a sentence without URL or token.
+    pub(super) async fn send(
+        &self,
+        endpoint: &'static str,
+        method: Method,
         request: reqwest::RequestBuilder,
     ) -> Result<Response, String> {
         let started = std::time::Instant::now();
         let result = request.send().await;
         let status = result.as_ref().map_or(0, |response| response.status().as_u16());
-        self.metrics.api_request(endpoint, status, started.elapsed());
+        self.metrics.api_request(&self.runner, endpoint, method.as_str(), status, started.elapsed());
         result.map_err(|error| match error.is_timeout() {
             true => "GitLab did not answer in time".to_owned(),
             false => format!("cannot reach GitLab: {}", root_cause(&error)),
@@ -465,12 +415,21 @@ impl Client {
     }
 }
 
-fn answered(status: StatusCode) -> String {
+/// Size and checksum of a log, under their old and their new names.
+fn add_log(map: &mut serde_json::Map<String, Value>, log: Option<(u64, u32)>) {
+    if let Some((bytes, crc32)) = log {
+        let checksum = format!("crc32:{crc32:08x}");
+        map.insert("checksum".to_owned(), json!(checksum));
+        map.insert("output".to_owned(), json!({ "checksum": checksum, "bytesize": bytes }));
+    }
+}
+
+pub(super) fn answered(status: StatusCode) -> String {
     format!("GitLab answers {status}")
 }
 
 /// The innermost cause: reqwest's outer ones repeat the URL.
-fn root_cause(error: &dyn std::error::Error) -> String {
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {
         cause = inner;
@@ -482,6 +441,27 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 struct Verified {
     #[serde(default)]
     id: u64,
+    #[serde(default)]
+    token_expires_at: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Issued {
+    token: String,
+    #[serde(default)]
+    token_expires_at: Option<String>,
+}
+
+/// The token of an answer that brings one.
+pub(super) async fn read_token(response: Response) -> Option<IssuedToken> {
+    let Issued { token, token_expires_at } = response.json().await.ok()?;
+    let expires_at = timestamp(token_expires_at.as_deref());
+    (!token.is_empty()).then(|| IssuedToken { token: SecretString::from(token), expires_at })
+}
+
+/// A time as GitLab writes it; one that cannot be read is none.
+pub(super) fn timestamp(text: Option<&str>) -> Option<Timestamp> {
+    text?.parse().ok()
 }
 
 async fn read_job(response: Response) -> RequestAnswer {

@@ -3,12 +3,14 @@
 
 use serde_json::{Value, json};
 
+use super::wire::REVISION;
+
 /// The `info` object of every runner call.
 pub fn info(name: &str) -> Value {
     json!({
         "name": name,
         "version": env!("CARGO_PKG_VERSION"),
-        "revision": "dormouse",
+        "revision": REVISION,
         "platform": "linux",
         "architecture": std::env::consts::ARCH,
         "executor": "instance",
@@ -27,11 +29,18 @@ fn features() -> Value {
         "shared": true,
         "multi_build_steps": true,
         "return_exit_code": true,
+        "artifacts": true,
+        "artifacts_exclude": true,
+        "cache": true,
+        "fallback_cache_keys": true,
+        "upload_multiple_artifacts": true,
+        "upload_raw_artifacts": true,
         "trace_reset": true,
         "trace_checksum": true,
         "trace_size": true,
         "cancelable": true,
         "cancel_gracefully": true,
         "two_phase_job_commit": true,
+        "job_inputs": true,
     })
 }

@@ -118,6 +118,9 @@ pub trait Owner: Send + Sync + 'static {
     /// Waits until the pool's holder may act: a host is greeted in nobody else's name.
     fn acting(&self) -> impl Future<Output = ()> + Send;
 
+    /// Has the host let us in, where it knows our key for a moment only.
+    fn let_in(&self, host: &str) -> impl Future<Output = Result<(), String>> + Send;
+
     /// Makes a first-seen key durable before it is trusted.
     fn record_key(&self, host: &str, key: String) -> impl Future<Output = Result<(), String>> + Send;
 }
@@ -218,6 +221,9 @@ async fn watch_link(link: &Link, trust: &mut watch::Receiver<Trust>, cancel: &Ca
 }
 
 async fn link<O: Owner>(name: &str, order: &HostOrder, supervisors: &Supervisors, owner: &O) -> HostState {
+    if let Err(why) = owner.let_in(name).await {
+        return HostState::Unreachable(format!("its cloud did not let us in: {why}"));
+    }
     let connection = match Connection::open(order.target.clone()).await {
         Ok(connection) => connection,
         Err(error) => return of_ssh(&error),

@@ -1,16 +1,23 @@
 //! A host whose supervisor answers: its verbs as calls, its frames as a stream.
 
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout, timeout_at};
 
+pub use self::volumes::VolumeOrder;
 use super::connection::{Connection, SshError, Stream};
 use super::install::Installed;
 use super::quote;
 use crate::deed::{Deed, Point};
 use crate::leader::epoch::Epoch;
+use crate::spool::cache::CacheUrls;
 use crate::spool::frame::{Decoder, Frame, FrameError};
 use crate::spool::order::JobOrder;
 use crate::spool::record::EnvironmentRecord;
@@ -107,6 +114,9 @@ pub struct Caller {
     pub pool_uid: String,
     /// The holder's epoch.
     pub epoch: Epoch,
+    /// Whether hosts are to ask their instance's metadata service who they are. A host that is no instance of a cloud
+    /// would wait a second for nobody.
+    pub asks_metadata: bool,
 }
 
 impl Caller {
@@ -126,6 +136,10 @@ pub struct Link {
     caller: Caller,
     /// What the host said of itself.
     pub hello: Hello,
+    /// Jobs started there, by the greeting and by what this link has started since.
+    jobs_started: AtomicU64,
+    /// Workspace volumes mounted there, by the greeting and by what this link has done since. Locked for lines only.
+    mounts: Mutex<BTreeMap<u32, String>>,
 }
 
 /// A job on a host.
@@ -147,14 +161,34 @@ impl Link {
         installed: Installed,
         caller: Caller,
     ) -> Result<Self, LinkError> {
-        let arguments = format!("--pool {} --pool-uid {}", quote(&caller.pool), quote(&caller.pool_uid));
+        let metadata = if caller.asks_metadata { " --metadata" } else { "" };
+        let arguments =
+            format!("--pool {} --pool-uid {}{metadata}", quote(&caller.pool), quote(&caller.pool_uid));
         // A holder of the past is refused by the host itself, which compares epochs.
         let deed = Deed::unfenced(Point::HostGreeted);
         let greeting = call(&connection, &installed, &caller, "hello", &arguments, Bytes::new());
         let Answer::Hello(hello) = deed.make(greeting, |answer| answer).await? else {
             return Err(LinkError::Answer { verb: "hello" });
         };
-        Ok(Self { connection, installed, caller, hello: *hello })
+        let mounts = hello.mounts.iter().map(|mount| (mount.slot, mount.volume.clone())).collect();
+        Ok(Self {
+            connection,
+            installed,
+            caller,
+            jobs_started: AtomicU64::new(hello.jobs_started),
+            mounts: Mutex::new(mounts),
+            hello: *hello,
+        })
+    }
+
+    /// How many jobs have been started on the host since its state folder was made.
+    pub fn jobs_started(&self) -> u64 {
+        self.jobs_started.load(Ordering::Relaxed)
+    }
+
+    /// The workspace volumes that are mounted, by slot.
+    pub fn mounts(&self) -> BTreeMap<u32, String> {
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The SSH connection below.
@@ -185,6 +219,9 @@ impl Link {
     /// Starts a job, or attaches to it if it was started before, and streams it.
     pub async fn start(&self, deed: Deed, order: &JobOrder) -> Result<Attached, LinkError> {
         let stdin = Bytes::from(serde_json::to_vec(order).map_err(LinkError::Order)?);
+        // A start that is done a second time counts twice here, until the host is greeted anew: a replacement comes a job
+        // early by that.
+        self.jobs_started.fetch_add(1, Ordering::Relaxed);
         deed.make(self.attach_with("start", "", stdin), |attached| attached).await
     }
 
@@ -209,6 +246,16 @@ impl Link {
     pub async fn cancel(&self, deed: Deed, job: &JobPath, graceful: bool) -> Result<(), LinkError> {
         let flag = if graceful { " --graceful" } else { "" };
         deed.make(self.done_verb("cancel", format!("{}{flag}", job.arguments())), |done| done).await
+    }
+
+    /// Gives a running job newer addresses for its caches.
+    pub async fn renew(&self, deed: Deed, job: &JobPath, urls: &CacheUrls) -> Result<(), LinkError> {
+        let urls = Bytes::from(serde_json::to_vec(urls).map_err(LinkError::Order)?);
+        deed.make(self.call("renew", &job.arguments(), urls), |answer| match answer? {
+            Answer::Done => Ok(()),
+            _ => Err(LinkError::Answer { verb: "renew" }),
+        })
+        .await
     }
 
     /// Freezes an environment whose job has ended and records its context.

@@ -172,9 +172,9 @@ impl Conversation {
         self.counted
     }
 
-    /// Says what is due of a running job, unless an answer is awaited. `is_whole`: no more log will come. Answers when
-    /// to look again if no answer comes before.
-    pub fn speak(&mut self, trace: &Trace, is_whole: bool) -> Option<Instant> {
+    /// Says what is due of a running job, unless an answer is awaited. `is_whole`: no more log will come. `stored`: size and
+    /// checksum of the log so far, where GitLab has all of it. Answers when to look again if no answer comes before.
+    pub fn speak(&mut self, trace: &Trace, is_whole: bool, stored: Option<(u64, u32)>) -> Option<Instant> {
         let log = match trace.next_patch() {
             None => Log::Empty,
             Some(_) if is_whole || !trace.has_room() => Log::Pressing,
@@ -184,7 +184,7 @@ impl Conversation {
             match (self.pace.next(log, std::time::Instant::now()), trace.next_patch()) {
                 (Say::Nothing { until }, _) => return Some(Instant::from_std(until)),
                 (Say::Log, Some((offset, bytes))) => self.send(offset, Bytes::copy_from_slice(bytes)),
-                (Say::SignOfLife, _) | (Say::Log, None) => self.say(JobUpdate::Alive),
+                (Say::SignOfLife, _) | (Say::Log, None) => self.say(JobUpdate::Alive { log: stored }),
             }
         }
         self.slow_at()
@@ -196,7 +196,9 @@ impl Conversation {
         if self.underway.is_none() {
             match (self.pace.next(Log::Empty, std::time::Instant::now()), self.counted) {
                 (Say::Nothing { until }, _) => return Some(Instant::from_std(until)),
-                (Say::Log | Say::SignOfLife, Counted::Running) => self.say(JobUpdate::Alive),
+                (Say::Log | Say::SignOfLife, Counted::Running) => {
+                    self.say(JobUpdate::Alive { log: None });
+                }
                 (Say::Log | Say::SignOfLife, Counted::Unknown | Counted::Waiting) => {
                     self.say(JobUpdate::Pending);
                 }
@@ -245,7 +247,9 @@ impl Conversation {
             let answer = gitlab.update(&credentials, &update).await;
             let said = match update {
                 JobUpdate::Pending => Said::Pending(answer),
-                JobUpdate::Running | JobUpdate::Alive | JobUpdate::Final { .. } => Said::Running(answer),
+                JobUpdate::Running | JobUpdate::Alive { .. } | JobUpdate::Final { .. } => {
+                    Said::Running(answer)
+                }
             };
             Answer { said_at, said }
         };

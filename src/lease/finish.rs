@@ -109,9 +109,11 @@ pub async fn abandon(driver: &mut Driver) -> Result<(), DriveError> {
 pub async fn abandon_on(driver: &mut Driver, link: &Arc<Link>) -> Result<(), DriveError> {
     tracing::info!("GitLab does not want the job: stopping it");
     let path = driver.path();
-    let record = match stop_and_wait(driver, link).await {
-        Ok(record) => record,
-        Err(error) if matches!(error.refusal().map(|r| &r.reason), Some(RefusalReason::NotFound)) => None,
+    let (has_begun, record) = match stop_and_wait(driver, link).await {
+        Ok(record) => (true, record),
+        Err(error) if matches!(error.refusal().map(|r| &r.reason), Some(RefusalReason::NotFound)) => {
+            (false, None)
+        }
         Err(error) => return Err(error.into()),
     };
     if let Some(record) = record.filter(has_come_to_its_end)
@@ -123,7 +125,12 @@ pub async fn abandon_on(driver: &mut Driver, link: &Arc<Link>) -> Result<(), Dri
         return driver.close(Step::Reported(conclusion.ending)).await;
     }
     if resume::bound(driver).is_some() {
-        resume::freeze_again(driver, link, "GitLab ended the job").await?;
+        let why = "GitLab ended the job";
+        match has_begun {
+            true => resume::freeze_again(driver, link, why).await?,
+            // It sleeps as the job before left it, and its host would not let another job freeze it.
+            false => resume::back_to_sleep(driver, why).await?,
+        }
     } else if resume::read_own(driver).await?.is_some_and(|own| own.phase() == Phase::Suspended) {
         // It was put to sleep already, and no job is bound to it.
         withdraw_canceled(driver).await?;

@@ -18,6 +18,10 @@ use crate::pool::Held;
 /// on: that is known to its host by itself.
 pub fn doubt(held: &Held, lease: &JobLease) -> Option<String> {
     let (instance, slot) = lease.place()?;
+    // What was on an instance that its cloud has ended is gone with it.
+    if held.loss_of(instance).is_some() {
+        return None;
+    }
     if held.environment(&object_name(&held.name, &lease.spec.environment_id)).is_some() {
         return None;
     }

@@ -9,12 +9,14 @@ use kube::ResourceExt;
 
 use super::{DriveError, Driver};
 use crate::api::SuspendedEnvironment;
+use crate::api::condition;
 use crate::api::runner_pool::SuspensionMode;
-use crate::api::suspended_environment::{BoundLease, Phase, SuspendedEnvironmentStatus, Tier, object_name};
+use crate::api::suspended_environment::{BoundLease, Phase, SuspendedEnvironmentStatus, object_name};
 use crate::clock;
 use crate::deed::Point;
+use crate::environment;
 use crate::environment::check::{self, Refusal, Resumer, Verdict};
-use crate::environment::{self, plan};
+use crate::environment::plan::HostWord;
 use crate::host::link::{Link, LinkError};
 use crate::kube_ext::{is_conflict, is_not_found};
 use crate::pool::slots::Slot;
@@ -73,13 +75,22 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
     let identity = &driver.settings.identity;
     let verdict = check::environment(found.as_deref(), &open, identity, &job, clock::now());
     let Some(found) = found else { return Ok(Err(Refusal::Unknown)) };
-    let slot = slot_of(&found);
     match verdict {
         Verdict::Refuse(refusal) => return Ok(Err(refusal)),
         Verdict::Wait => return Ok(Ok(Look::Wait("the job that uses the environment to end".to_owned()))),
-        Verdict::Bound => return Ok(Ok(Look::Bound(slot))),
+        Verdict::Bound => return Ok(bound_look(driver, &found)),
         Verdict::Bind => {}
     }
+    let Some(slot) = slot_of(&found).filter(|_| found.is_hot() && !is_leaving_its_place(&found)) else {
+        // It is brought back for this job, and is this job's from now on; then its host is asked.
+        return bind(driver, &found, job.lease_uid).await.map(|bound| {
+            let tier = found.tier().as_str();
+            Ok(match bound {
+                true => Look::Wait(format!("the environment to come back from tier {tier}")),
+                false => Look::Wait("the environment".to_owned()),
+            })
+        });
+    };
     let Some(link) = held.hosts.link(&slot.instance) else {
         return Ok(Ok(Look::Wait(format!(
             "instance {}, where the environment sleeps, to answer",
@@ -100,19 +111,62 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
             return Ok(Ok(Look::Wait(away)));
         }
     }
-    // (3)
-    let mut next = found.as_ref().clone();
+    Ok(Ok(match bind(driver, &found, job.lease_uid).await? {
+        true => Look::Bound(slot),
+        false => Look::Wait("the environment".to_owned()),
+    }))
+}
+
+/// (3): only if nobody changed it since it was checked; otherwise it is checked again.
+async fn bind(driver: &Driver, found: &SuspendedEnvironment, lease_uid: String) -> Result<bool, DriveError> {
+    let held = &driver.held;
+    let mut next = found.clone();
     let status = next.status.get_or_insert_default();
     status.phase = Some(Phase::Resuming);
-    status.bound_lease = Some(BoundLease { name: driver.lease.name_any(), uid: job.lease_uid });
-    describe(driver, &mut next);
-    // Only if nobody changed it since it was checked; otherwise it is checked again.
+    status.bound_lease = Some(BoundLease { name: driver.lease.name_any(), uid: lease_uid });
+    environment::describe_in_full(&driver.held, &mut next);
     let deed = held.deed(Point::EnvironmentBound).await;
-    Ok(Ok(match held.shared.environments.replace_status(deed, &next).await {
-        Ok(_) => Look::Bound(slot),
-        Err(error) if is_conflict(&error) => Look::Wait("the environment".to_owned()),
-        Err(error) => return Err(error.into()),
-    }))
+    match held.shared.environments.replace_status(deed, &next).await {
+        Ok(_) => Ok(true),
+        Err(error) if is_conflict(&error) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether it is on its way to a colder tier: what is done for that now may not be undone in its slot.
+fn is_leaving_its_place(found: &SuspendedEnvironment) -> bool {
+    found.status.as_ref().is_some_and(|status| status.moving.is_some())
+}
+
+/// It is this job's: has it a slot of an instance that answers?
+fn bound_look(driver: &Driver, found: &SuspendedEnvironment) -> Result<Look, Refusal> {
+    if found.phase() == Phase::Lost {
+        return Err(Refusal::Lost);
+    }
+    let status = found.status.as_ref();
+    let on = status.and_then(|status| {
+        let tier = status.conditions.iter().find(|known| known.type_ == condition::TIER_REACHED)?;
+        (tier.status != "True").then(|| tier.message.clone())
+    });
+    match slot_of(found).filter(|_| found.is_hot() && !is_leaving_its_place(found)) {
+        // An instance of a cloud that was stopped or given another volume meanwhile is asked first.
+        Some(slot) if driver.held.fleet.is_cloud() => {
+            match driver.held.inventories.word(&slot.instance, &found.spec.environment_id) {
+                HostWord::Asleep | HostWord::Restarted | HostWord::Active => Ok(Look::Bound(slot)),
+                HostWord::NotAsked | HostWord::Unknown if driver.lease.place().is_some() => {
+                    Ok(Look::Bound(slot))
+                }
+                HostWord::NotAsked => Ok(Look::Wait(format!("instance {} to answer", slot.instance))),
+                // What lies on a volume of its own is given to its host again from what was saved.
+                HostWord::Unknown if status.is_some_and(|status| status.volume.is_some()) => {
+                    Ok(Look::Wait(format!("instance {} to be told of the environment again", slot.instance)))
+                }
+                HostWord::Unknown => Err(Refusal::UnknownToHost),
+            }
+        }
+        Some(slot) => Ok(Look::Bound(slot)),
+        None => Ok(Look::Wait(format!("the environment to come back: {}", on.unwrap_or_default()))),
+    }
 }
 
 /// What the environment does by its host's own record, if that says the same as the object: an object made by hand
@@ -126,14 +180,14 @@ async fn host_knows(
         record.environment == environment.spec.environment_id
             && record.project_id == environment.spec.origin.project_id
             && record.workspace == environment.spec.workspace_path
-            && record.slot == environment.spec.origin.slot
+            && environment.place().is_some_and(|(_, slot)| record.slot == slot)
     });
     Ok(same.map(|record| record.phase))
 }
 
-fn slot_of(environment: &SuspendedEnvironment) -> Slot {
-    let origin = &environment.spec.origin;
-    Slot { instance: origin.instance.clone(), index: origin.slot }
+fn slot_of(environment: &SuspendedEnvironment) -> Option<Slot> {
+    let (instance, index) = environment.place()?;
+    Some(Slot { instance: instance.to_owned(), index })
 }
 
 /// The environment of the lease's own id, bound to it or not.
@@ -189,7 +243,6 @@ pub async fn back_to_sleep(driver: &Driver, why: &str) -> Result<(), DriveError>
     let Some(found) = bound(driver) else { return Ok(()) };
     write(driver, Point::EnvironmentReturned, &found, |status| {
         status.phase = Some(Phase::Suspended);
-        status.tier = Some(Tier::Hot);
         status.bound_lease = None;
         status.last_accident = Some(format!("job {}: {why}", driver.job.id));
     })
@@ -225,7 +278,7 @@ pub async fn write(
         let Some(current) = store.cache.get(&driver.held.namespace, &name) else { return Ok(()) };
         let mut next = current.as_ref().clone();
         change(next.status.get_or_insert_default());
-        describe(driver, &mut next);
+        environment::describe_in_full(&driver.held, &mut next);
         match store.replace_status(driver.held.deed(point).await, &next).await {
             Ok(_) => return Ok(()),
             Err(error) if is_not_found(&error) => return Ok(()),
@@ -233,13 +286,5 @@ pub async fn write(
             Err(error) if is_conflict(&error) => {}
             Err(error) => return Err(error.into()),
         }
-    }
-}
-
-fn describe(driver: &Driver, environment: &mut SuspendedEnvironment) {
-    let findings = plan::findings(&environment::observe(&driver.held, environment));
-    let generation = environment.metadata.generation;
-    if let Some(status) = environment.status.as_mut() {
-        environment::describe(status, generation, &findings);
     }
 }

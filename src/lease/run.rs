@@ -6,9 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kube::ResourceExt;
+use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
+use super::cache::{self, Renewal};
 use super::conclude::{bury, conclude, conclude_sealed};
 use super::conversation::Heard;
 use super::finish::{Finished, abandon_on, finish};
@@ -16,16 +19,19 @@ use super::record::Step;
 use super::stream::{Streamed, Streaming, stream, until};
 use super::{DriveError, Driver, resume, suspend, wish};
 use crate::api::job_lease::LeasePhase;
+use crate::api::runner_pool::{EnvironmentVariable, RunnerPoolSpec};
 use crate::clock;
 use crate::deed::Point;
 use crate::gitlab::client::Wish;
 use crate::gitlab::reason::FailureReason;
 use crate::gitlab::trace::Trace;
+use crate::gitlab::wire::Variable;
 use crate::host::link::{Attached, Link, LinkError};
 use crate::pool::inventory;
 use crate::pool::slots::Slot;
 use crate::spool::FORMAT;
-use crate::spool::order::{JobOrder, RunnerFacts};
+use crate::spool::cache::CacheOrder;
+use crate::spool::order::{ClientIdentity, JobOrder, JobSettings, RunnerFacts};
 use crate::spool::verb::RefusalReason;
 
 /// The pause before a broken stream is attached to again.
@@ -35,12 +41,18 @@ const REATTACH_PAUSE: Duration = Duration::from_millis(100);
 pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
     let mut streaming = Streaming::default();
     let mut lost_since: Option<Instant> = None;
+    let mut renewal: Option<Renewal> = None;
     loop {
         let Some(link) = reach(driver, lost_since, Some(&mut streaming.trace)).await else {
             return give_up(driver).await;
         };
         match attach(driver, &link, streaming.trace.read_on()).await {
-            Ok(attached) => streaming.attached = Some(attached),
+            Ok((attached, addresses_end)) => {
+                streaming.attached = Some(attached);
+                renewal.get_or_insert_with(|| {
+                    Renewal::new(driver, &link, &build_order(driver, &link), addresses_end)
+                });
+            }
             Err(Unattached::Away(why)) => {
                 lost_since.get_or_insert_with(Instant::now);
                 tracing::warn!(why, "the job's host is away");
@@ -52,7 +64,11 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
         }
         lost_since = None;
         loop {
-            match stream(driver, &link, &mut streaming).await? {
+            let streamed = tokio::select! {
+                streamed = stream(driver, &link, &mut streaming) => streamed?,
+                never = Renewal::keep_any(renewal.as_mut(), &link) => match never {},
+            };
+            match streamed {
                 Streamed::Open(_) | Streamed::Dead(_) if !driver.held.tenure().may_act() => {
                     // Nobody reads the stream while this lasts, and it would hold up all others of its connection.
                     // A new one begins with the same record.
@@ -123,7 +139,11 @@ pub async fn reach(
         {
             return Some(link);
         }
-        let look_at = trace.as_ref().and_then(|trace| driver.conversation.speak(trace, false));
+        // Its cloud has ended it: nobody comes back.
+        if driver.held.loss_of(&instance).is_some() && driver.held.tenure().may_act() {
+            return None;
+        }
+        let look_at = trace.as_ref().and_then(|trace| driver.conversation.speak(trace, false, None));
         tokio::select! {
             // The sender lives in `held`: waiting cannot fail.
             _ = turns.changed() => {}
@@ -165,7 +185,13 @@ impl From<DriveError> for Unattached {
     }
 }
 
-async fn attach(driver: &mut Driver, link: &Arc<Link>, from: u64) -> Result<Attached, Unattached> {
+/// Attaches to the job; answers also when the addresses of its caches end, if they were sent just now.
+async fn attach(
+    driver: &mut Driver,
+    link: &Arc<Link>,
+    from: u64,
+) -> Result<(Attached, Option<Timestamp>), Unattached> {
+    let mut addresses_end = None;
     let has_started = match driver.lease.phase() {
         LeasePhase::Accepted | LeasePhase::Assigned => false,
         LeasePhase::Running | LeasePhase::Finalizing | LeasePhase::Reported | LeasePhase::Failed => true,
@@ -174,6 +200,8 @@ async fn attach(driver: &mut Driver, link: &Arc<Link>, from: u64) -> Result<Atta
         link.attach(&driver.path(), from).await
     } else {
         let order = build_order(driver, link);
+        let order = JobOrder { cache: cache::order(driver, link, &order).await, ..order };
+        addresses_end = order.cache.as_ref().and_then(CacheOrder::addresses_end);
         // (6)
         link.start(driver.held.deed(Point::JobStarted).await, &order).await
     };
@@ -188,7 +216,7 @@ async fn attach(driver: &mut Driver, link: &Arc<Link>, from: u64) -> Result<Atta
         driver.record(&Step::Running).await?;
         resume::in_use(driver).await?;
     }
-    Ok(attached)
+    Ok((attached, addresses_end))
 }
 
 fn build_order(driver: &Driver, link: &Link) -> JobOrder {
@@ -210,6 +238,7 @@ fn build_order(driver: &Driver, link: &Link) -> JobOrder {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             gitlab_url: settings.spec.gitlab.url.clone(),
             ca_bundle: settings.ca_bundle.clone(),
+            client: ClientIdentity::from_pem(settings.client_pem.expose_secret()),
         },
         job: driver.job.clone(),
         suspend: wish.plan,
@@ -217,6 +246,28 @@ fn build_order(driver: &Driver, link: &Link) -> JobOrder {
         notices: suspend::announcement(driver, wish).into_iter().collect(),
         log_limit_bytes: u64::from(settings.spec.output_limit) * 1024,
         pids_limit: settings.spec.pids_limit,
+        settings: job_settings(&settings.spec),
+        cache: None,
+    }
+}
+
+/// What the pool says about each of its jobs.
+fn job_settings(spec: &RunnerPoolSpec) -> JobSettings {
+    let text = |script: &Option<String>| script.clone().unwrap_or_default();
+    let variable = |each: &EnvironmentVariable| Variable {
+        key: each.name.clone(),
+        value: each.value.clone(),
+        public: true,
+        ..Variable::default()
+    };
+    JobSettings {
+        environment: spec.environment.iter().flatten().map(variable).collect(),
+        pre_get_sources_script: text(&spec.pre_get_sources_script),
+        post_get_sources_script: text(&spec.post_get_sources_script),
+        pre_build_script: text(&spec.pre_build_script),
+        post_build_script: text(&spec.post_build_script),
+        get_sources_timeout_seconds: spec.get_sources_timeout.map_or(0, |limit| limit.std().as_secs()),
+        is_disposable: spec.max_use_count == 1,
     }
 }
 
@@ -292,7 +343,7 @@ enum Drained {
 /// Sends what was read of a log of which no more can come.
 async fn drain(driver: &mut Driver, trace: &mut Trace) -> Drained {
     while !trace.is_drained() {
-        let look_at = driver.conversation.speak(trace, true);
+        let look_at = driver.conversation.speak(trace, true, None);
         tokio::select! {
             answer = driver.conversation.answer() => match driver.conversation.take_in(answer, trace) {
                 Heard::Wish(Wish::Abort) => return Drained::Unwanted,
@@ -320,10 +371,12 @@ async fn give_up(driver: &mut Driver) -> Result<(), DriveError> {
     let instance = driver.lease.place().map(|(instance, _)| instance.to_owned()).unwrap_or_default();
     let grace = driver.settings.spec.connection_grace.std();
     let why = driver.held.hosts.message(&instance).map(|why| format!(": {why}")).unwrap_or_default();
-    let message = format!(
-        "instance {instance} has not been reachable for {} s (spec.connectionGrace){why}",
-        grace.as_secs()
-    );
+    let message = driver.held.loss_of(&instance).unwrap_or_else(|| {
+        format!(
+            "instance {instance} has not been reachable for {} s (spec.connectionGrace){why}",
+            grace.as_secs()
+        )
+    });
     let note = format!("{message}; last seen {}", clock::now());
     driver.held.shared.events.warning(driver.lease.as_ref(), "InstanceLost", "Attach", note).await;
     resume::back_to_sleep(driver, &message).await?;

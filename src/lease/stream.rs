@@ -75,6 +75,12 @@ impl Streaming {
         self.trace.lacks_more() || is_behind
     }
 
+    /// Size and checksum of the log so far, where GitLab has all of it.
+    fn stored(&self) -> Option<(u64, u32)> {
+        let LogEnd { length, crc32 } = self.read;
+        (length > 0 && self.trace.is_drained() && self.trace.end() == length).then_some((length, crc32))
+    }
+
     /// Whether the end of the log was read.
     pub fn is_whole(&self) -> bool {
         self.sealed.is_some() && self.attached.is_none()
@@ -104,7 +110,7 @@ pub async fn stream(
                 (None, None) => {}
             }
         }
-        let look_at = driver.conversation.speak(&streaming.trace, streaming.is_whole());
+        let look_at = driver.conversation.speak(&streaming.trace, streaming.is_whole(), streaming.stored());
         let reads = streaming.trace.has_room() || driver.conversation.is_slow();
         tokio::select! {
             biased;
@@ -136,6 +142,8 @@ pub async fn stream(
                     streaming.read = LogEnd { length, crc32: chunk.crc32 };
                 }
                 Ok(Some(Frame::Status(status))) => {
+                    let (held, lease) = (&driver.held, driver.lease.name_any());
+                    held.shared.driven.stage(&held.namespace, &lease, status.record.stage.as_deref());
                     if let Some(streamed) = look(streaming, *status) {
                         return Ok(streamed);
                     }

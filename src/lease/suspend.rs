@@ -8,6 +8,7 @@
 //! After that the log line and the report, with the key, follow as for any job.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -26,6 +27,7 @@ use crate::api::{SuspendedEnvironment, labels};
 use crate::clock;
 use crate::deed::Point;
 use crate::environment::limits::{self, Limits, OverLimit, Population};
+use crate::environment::moves;
 use crate::environment::plan::HostWord;
 use crate::host::link::Link;
 use crate::kube_ext::is_refusal;
@@ -64,13 +66,26 @@ fn admit(driver: &Driver) -> Result<(), OverLimit> {
     let project = driver.lease.spec.project_id;
     let of_project = others.iter().filter(|known| known.spec.origin.project_id == project).count();
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let own_size = spec.workspace_volume.as_ref().map_or(0, |volume| volume.size_gib);
+    let size = |known: &Arc<SuspendedEnvironment>| {
+        let volume = known.status.as_ref().and_then(|status| status.volume.as_ref());
+        volume.map_or(own_size, |volume| volume.size_gib)
+    };
+    let storage = others.iter().map(size).fold(own_size, u32::saturating_add);
     limits::admit(
-        Population { all: count(others.len()), of_project: count(of_project) },
+        Population {
+            all: count(others.len()),
+            hot: count(others.iter().filter(|known| known.is_hot()).count()),
+            can_make_room: moves::can_make_room(&driver.held, &others),
+            storage_gib: storage,
+            of_project: count(of_project),
+        },
         Limits {
             slots: spec.total_slots(),
             floor: spec.slot_floor(),
             max_environments: spec.suspension.limits.max_environments,
             max_per_project: spec.suspension.limits.max_per_project,
+            max_storage_gib: spec.suspension.limits.max_storage_gib,
         },
     )
 }
@@ -107,7 +122,7 @@ async fn reserve(
     driver: &Driver,
     link: &Link,
     record: &JobRecord,
-) -> Result<Result<std::sync::Arc<SuspendedEnvironment>, Suspended>, DriveError> {
+) -> Result<Result<Arc<SuspendedEnvironment>, Suspended>, DriveError> {
     let held = &driver.held;
     let name = object_name(&held.name, &driver.lease.spec.environment_id);
     if let Some(known) = held.shared.environments.read(&held.namespace, &name).await? {
@@ -189,6 +204,7 @@ fn object(driver: &Driver, record: &JobRecord, name: &str, workspace_path: Strin
             environment_id: lease.spec.environment_id.clone(),
             expires_at,
             not_after,
+            desired_tier: None,
             workspace_path,
             origin: Origin {
                 project_id: job.job_info.project_id,
@@ -235,10 +251,16 @@ async fn write_asleep(
         return Ok(());
     }
     let suspended_at = Time(clock::now());
+    let place = driver.lease.place().map(|(instance, slot)| (instance.to_owned(), slot));
     resume::write(driver, Point::EnvironmentAsleep, environment, |status| {
         status.revision += u32::from(status.bound_lease.take().is_some());
         status.phase = Some(Phase::Suspended);
         status.tier = Some(Tier::Hot);
+        if let Some((instance, slot)) = &place {
+            status.instance = Some(instance.clone());
+            status.slot = Some(*slot);
+        }
+        status.moving = None;
         status.environment_key = Some(key.to_owned());
         status.suspended_at = Some(suspended_at.clone());
         status.last_accident = None;

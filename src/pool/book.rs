@@ -12,6 +12,7 @@ use super::agenda::Agenda;
 use super::slots::{Claimant, Occupancy, Sleeper, Slot};
 use crate::api::suspended_environment::object_name;
 use crate::api::{JobLease, SuspendedEnvironment};
+use crate::lease::ended_at;
 
 /// How many leases of one pool are kept for people after their end.
 const FINISHED_LEASES_KEPT: usize = 100;
@@ -35,10 +36,12 @@ pub struct Book {
     pub occupancy: Occupancy,
     /// Slots decided for leases whose status does not say so yet.
     reservations: HashMap<String, Slot>,
+    /// Slots decided for environments that come back, whose status does not say so yet.
+    places: HashMap<String, Slot>,
     /// What each lease is about, to take it out again.
     leases: HashMap<String, Entry>,
     by_environment: BTreeSet<(String, String)>,
-    /// Leases that are over and nobody has deleted, the oldest first.
+    /// Leases that are over and nobody has deleted, those that ended first in front.
     over: BTreeSet<(Timestamp, String)>,
     /// Leases to look at.
     pub lease_agenda: Agenda,
@@ -57,7 +60,8 @@ pub struct Book {
 #[derive(Debug)]
 struct Entry {
     environment: String,
-    accepted_at: Timestamp,
+    /// When it came to its end; until then, when it began.
+    ended_at: Timestamp,
 }
 
 impl Book {
@@ -67,6 +71,7 @@ impl Book {
             pool: pool.to_owned(),
             occupancy: Occupancy::default(),
             reservations: HashMap::new(),
+            places: HashMap::new(),
             leases: HashMap::new(),
             by_environment: BTreeSet::new(),
             over: BTreeSet::new(),
@@ -84,7 +89,7 @@ impl Book {
     pub fn lease_changed(&mut self, name: &str, lease: Option<&JobLease>) {
         if let Some(old) = self.leases.remove(name) {
             self.by_environment.remove(&(old.environment.clone(), name.to_owned()));
-            self.over.remove(&(old.accepted_at, name.to_owned()));
+            self.over.remove(&(old.ended_at, name.to_owned()));
             self.touch_environment(&old.environment);
         }
         self.occupancy.set_claimant(name, lease.and_then(|lease| self.claimant(lease)));
@@ -95,32 +100,31 @@ impl Book {
         self.lease_agenda.now(name);
         self.stirred.insert(name.to_owned());
         let Some(lease) = lease else { return };
-        let accepted_at = lease.spec.accepted_at.0;
+        // By the end: a long job's lease would otherwise go the moment it is over, when a hundred later ones have ended
+        // before it.
+        let ended_at = lease.status.as_ref().and_then(ended_at).unwrap_or(lease.spec.accepted_at.0);
         let environment = lease.spec.environment_id.clone();
         self.occupancy.know(&environment);
         self.by_environment.insert((environment.clone(), name.to_owned()));
         if !lease.phase().is_open() && lease.metadata.deletion_timestamp.is_none() {
-            self.over.insert((accepted_at, name.to_owned()));
+            self.over.insert((ended_at, name.to_owned()));
             // By this one, another may be one too many.
             if let Some((_, surplus)) = self.over.iter().nth_back(FINISHED_LEASES_KEPT) {
                 self.lease_agenda.now(surplus.clone());
             }
         }
         self.touch_environment(&environment);
-        self.leases.insert(name.to_owned(), Entry { environment, accepted_at });
+        self.leases.insert(name.to_owned(), Entry { environment, ended_at });
     }
 
     /// What an environment is now; `None` when it is gone.
     pub fn environment_changed(&mut self, name: &str, environment: Option<&SuspendedEnvironment>) {
         self.occupancy.set_sleeper(
             name,
-            environment.map(|environment| {
-                let origin = &environment.spec.origin;
-                Sleeper {
-                    environment: environment.spec.environment_id.clone(),
-                    slot: Slot { instance: origin.instance.clone(), index: origin.slot },
-                    bound: environment.bound_lease().is_some(),
-                }
+            environment.map(|environment| Sleeper {
+                environment: environment.spec.environment_id.clone(),
+                slot: place_of(environment).or_else(|| self.places.get(name).cloned()),
+                bound: environment.bound_lease().is_some(),
             }),
         );
         if let Some(environment) = environment {
@@ -143,6 +147,10 @@ impl Book {
             Some(how) => self.hosts.insert(name.to_owned(), how),
             None => self.hosts.remove(name),
         };
+        self.stir_instance(name);
+    }
+
+    fn stir_instance(&mut self, name: &str) {
         let environments: Vec<String> = self.occupancy.environments_on(name).map(str::to_owned).collect();
         for environment in environments {
             self.stir_leases_of_object(&environment);
@@ -178,7 +186,7 @@ impl Book {
         own.map(|(_, lease)| lease.clone()).collect()
     }
 
-    /// Whether more leases are kept for people than should be, and this is one of the oldest.
+    /// Whether more leases are kept for people than should be, and this is one of those that ended first.
     pub fn is_surplus(&self, lease: &str) -> bool {
         let newest = self.over.iter().rev().take(FINISHED_LEASES_KEPT);
         self.over.len() > FINISHED_LEASES_KEPT && !newest.into_iter().any(|(_, kept)| kept == lease)
@@ -201,6 +209,30 @@ impl Book {
     pub fn settle_reservation(&mut self, name: &str, lease: Option<&JobLease>) {
         self.reservations.remove(name);
         self.occupancy.set_claimant(name, lease.and_then(|lease| self.claimant(lease)));
+    }
+
+    /// Decides a slot for an environment that comes back to an instance.
+    pub fn reserve_place(&mut self, environment: &SuspendedEnvironment, slot: Slot) {
+        let name = environment.name_any();
+        self.places.insert(name.clone(), slot);
+        self.environment_changed(&name, Some(environment));
+    }
+
+    /// Takes that decision back: the environment's status says so now, or it does not come back.
+    pub fn settle_place(&mut self, name: &str, environment: Option<&SuspendedEnvironment>) {
+        if self.places.remove(name).is_some() {
+            self.environment_changed(name, environment);
+        }
+    }
+
+    /// The slot decided for an environment whose status does not say so yet.
+    pub fn place_of(&self, environment: &str) -> Option<Slot> {
+        self.places.get(environment).cloned()
+    }
+
+    /// Everything on an instance is looked at again: it is gone, or it is about to be.
+    pub fn instance_is_gone(&mut self, name: &str) {
+        self.stir_instance(name);
     }
 
     /// Lets an environment wait for its step.
@@ -257,5 +289,47 @@ impl Book {
             resumes: lease.spec.resume_from.is_some(),
             accepted_at: lease.spec.accepted_at.0,
         })
+    }
+}
+
+fn place_of(environment: &SuspendedEnvironment) -> Option<Slot> {
+    environment.place().map(|(instance, index)| Slot { instance: instance.to_owned(), index })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn over(job: usize, accepted: usize, finished: usize) -> JobLease {
+        let time = |seconds: usize| Timestamp::from_second(seconds as i64).unwrap().to_string();
+        serde_json::from_value(json!({
+            "apiVersion": "dormouse.dev/v1alpha1", "kind": "JobLease", "metadata": { "name": format!("p-{job}") },
+            "spec": {
+                "pool": "p", "poolUid": "u", "jobId": job, "jobName": "j", "projectId": 1, "projectPath": "g/p",
+                "ref": "main", "environmentId": format!("e{job}"), "timeoutSeconds": 60,
+                "acceptedAt": time(accepted), "payloadParts": 1,
+            },
+            "status": { "phase": "Reported", "conditions": [{
+                "type": "Finished", "status": "True", "reason": "Finished", "message": "",
+                "lastTransitionTime": time(finished),
+            }] },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn those_that_ended_first_are_surplus_not_those_that_took_long() {
+        let mut book = Book::new("p");
+        let tell = |book: &mut Book, lease: JobLease| book.lease_changed(&lease.name_any(), Some(&lease));
+        for job in 1..=FINISHED_LEASES_KEPT {
+            tell(&mut book, over(job, job, job + 1));
+        }
+        // Accepted before all of them, and over after them.
+        tell(&mut book, over(1000, 0, 2000));
+        assert!(!book.is_surplus("p-1000") && book.is_surplus("p-1") && !book.is_surplus("p-2"));
+        book.lease_changed("p-1", None);
+        assert!(!book.is_surplus("p-2"));
     }
 }

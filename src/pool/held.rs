@@ -1,11 +1,9 @@
 //! The state of a held pool. Everything in it can be rebuilt from objects and hosts; nothing else is kept.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -13,19 +11,23 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::book::Book;
+use super::host_owner::HostOwner;
 use super::hosts::Hosts;
 use super::inventory::Inventories;
+use super::machines::{self, Machine};
+use super::registration::Notes;
 use super::settings::{self, Settings};
 use super::slots::{Instance, Slot, View};
 use crate::api::runner_pool::HostStatus;
 use crate::api::{JobLease, RunnerPool, SuspendedEnvironment};
 use crate::app::Shared;
-use crate::clock;
+use crate::bucket::watch::Verdict;
 use crate::deed::{Deed, Point};
-use crate::host::keeper::Owner;
+use crate::fleet::Fleet;
+use crate::fleet::facts::Fate;
+use crate::gitlab::transport::{Transport, TransportError, Trust};
 use crate::host::link::Caller;
 use crate::kube_ext::cache::Feed;
-use crate::kube_ext::is_conflict;
 use crate::leader::Tenure;
 use crate::telemetry::EpochGuard;
 
@@ -43,6 +45,8 @@ pub struct Held {
     pub hosts: Hosts,
     /// What hosts have listed.
     pub inventories: Inventories,
+    /// The pool's part of its cloud, where it has one.
+    pub fleet: Fleet,
     /// Held while the limits are checked and an environment is created, so that two jobs that end together do not
     /// both take the last place.
     pub suspend_turn: tokio::sync::Mutex<()>,
@@ -52,8 +56,10 @@ pub struct Held {
     /// Locked for lines only, like the rest below; written by the driver, read by everybody.
     pub(super) settings: Mutex<Option<Arc<Settings>>>,
     pub(super) problem: Mutex<Option<(&'static str, String, bool)>>,
+    /// What is known of where caches are kept.
+    caches: Mutex<Option<Verdict>>,
     /// What the pool's objects say. Never behind the caches: see [`Held::book`].
-    book: Mutex<Book>,
+    pub(super) book: Mutex<Book>,
     pub(super) lease_feed: Feed,
     pub(super) environment_feed: Feed,
     /// Tells the driver of a lease to look again.
@@ -70,56 +76,14 @@ pub struct Held {
     pub(super) turn: watch::Sender<u64>,
     /// Asks for the settings to be read again now.
     pub(super) recheck: Notify,
-    /// Whether a request for a job is under way: one that the pool has to take, whatever it wishes by then.
-    pub(super) asking: AtomicBool,
-}
-
-/// What a running task is about.
-#[derive(Debug, Clone)]
-pub enum Subject {
-    /// The lease of this name.
-    Lease(String),
-    /// The environment of this name.
-    Environment(String),
-}
-
-/// The mark of a running task; when it is dropped, its subject is looked at again.
-pub struct Busy {
-    held: Arc<Held>,
-    mark: String,
-    subject: Subject,
-    pause: Duration,
-}
-
-impl Busy {
-    /// Lets so much time pass before the subject is looked at again.
-    pub fn again_after(&mut self, pause: Duration) {
-        self.pause = pause;
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        lock(&self.held.busy).remove(&self.mark);
-        let mut book = lock(&self.held.book);
-        let (agenda, name) = match &self.subject {
-            Subject::Lease(name) => (&mut book.lease_agenda, name),
-            Subject::Environment(name) => (&mut book.environment_agenda, name),
-        };
-        if self.pause.is_zero() {
-            agenda.now(name.clone());
-        } else {
-            agenda.at(name, Some(after(self.pause)));
-        }
-        drop(book);
-        self.held.wake();
-    }
-}
-
-/// The time so long from now.
-fn after(pause: Duration) -> Timestamp {
-    let pause = SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX);
-    clock::now().checked_add(pause).unwrap_or(Timestamp::MAX)
+    /// Requests for a job that are under way: ones whose jobs the pool has to take, whatever it wishes by then.
+    pub(super) asking: AtomicUsize,
+    /// The connections to its GitLab, for as long as the pool is held.
+    transport: Mutex<Option<Transport>>,
+    /// What is known of its own runner, where it makes that.
+    runner: Mutex<Notes>,
+    /// Whether the runner's token is being replaced: the one in hand may be dead.
+    token_in_doubt: AtomicBool,
 }
 
 impl Held {
@@ -138,17 +102,22 @@ impl Held {
             uid,
             hosts: Hosts::default(),
             inventories: Inventories::default(),
+            fleet: Fleet::new(pool.spec.provider.aws.is_some()),
             suspend_turn: tokio::sync::Mutex::new(()),
             status_turn: tokio::sync::Mutex::new(None),
             tenure,
             settings: Mutex::new(None),
             problem: Mutex::new(None),
+            caches: Mutex::new(None),
             busy: Mutex::new(HashSet::new()),
             tasks: TaskTracker::new(),
             wake: Arc::new(Notify::new()),
             turn: watch::Sender::new(0),
             recheck: Notify::new(),
-            asking: AtomicBool::new(false),
+            asking: AtomicUsize::new(0),
+            transport: Mutex::new(None),
+            runner: Mutex::default(),
+            token_in_doubt: AtomicBool::new(false),
         }
     }
 
@@ -171,29 +140,76 @@ impl Held {
         lock(&self.problem).clone()
     }
 
+    /// What is known of where caches are kept.
+    pub(super) fn caches(&self) -> Option<Verdict> {
+        lock(&self.caches).clone()
+    }
+
+    /// Notes what is known of where caches are kept; whether it is news.
+    pub fn note_caches(&self, verdict: Verdict) -> bool {
+        lock(&self.caches).replace(verdict.clone()) != Some(verdict)
+    }
+
     /// Whether the settings are known to be wrong now, whatever was good before.
     pub fn settings_refused(&self) -> bool {
         self.problem().is_some_and(|(_, _, is_passing)| !is_passing)
     }
 
-    /// GitLab refused the token in a job request: it was good before, so it is checked again at once.
-    pub fn token_was_refused(&self) {
+    /// GitLab refused the token of these settings in a job request: it was good before, so it is checked again at once.
+    /// One that was replaced meanwhile says nothing about the new one.
+    pub fn token_was_refused(&self, asked_with: &Settings) {
+        let is_current = self.settings().is_some_and(|now| now.same_token_as(asked_with));
+        if !is_current || self.is_token_in_doubt() {
+            return;
+        }
         *lock(&self.settings) = None;
-        let message = settings::SettingsError::InvalidToken.to_string();
-        *lock(&self.problem) = Some(("TokenRefused", message, false));
+        let error = settings::refused(&asked_with.spec.gitlab, &self.name);
+        *lock(&self.problem) = Some((error.reason(), error.to_string(), error.is_passing()));
         self.recheck.notify_one();
         self.wake();
     }
 
-    /// Whether a request for a job is under way.
-    pub fn is_asking(&self) -> bool {
-        self.asking.load(Ordering::SeqCst)
+    /// The connections to the pool's GitLab, from now on of this trust.
+    ///
+    /// # Errors
+    /// When its certificates cannot be read.
+    pub fn transport(&self, trust: Trust) -> Result<Transport, TransportError> {
+        let mut transport = lock(&self.transport);
+        if let Some(transport) = transport.as_ref() {
+            transport.adopt(trust)?;
+            return Ok(transport.clone());
+        }
+        Ok(transport.insert(Transport::new(trust)?).clone())
     }
 
-    /// Says whether a request for a job is under way.
-    pub fn set_asking(&self, asking: bool) {
-        self.asking.store(asking, Ordering::SeqCst);
-        self.wake();
+    /// What is known of the pool's own runner.
+    pub fn runner(&self) -> Notes {
+        lock(&self.runner).clone()
+    }
+
+    /// Changes what is known of it.
+    pub(super) fn note_runner<T>(&self, with: impl FnOnce(&mut Notes) -> T) -> T {
+        with(&mut lock(&self.runner))
+    }
+
+    /// Whether the runner's token is being replaced.
+    pub fn is_token_in_doubt(&self) -> bool {
+        self.token_in_doubt.load(Ordering::SeqCst)
+    }
+
+    /// Says whether the runner's token is being replaced.
+    pub(super) fn set_token_in_doubt(&self, in_doubt: bool) {
+        self.token_in_doubt.store(in_doubt, Ordering::SeqCst);
+    }
+
+    /// Whether a request for a job is under way.
+    pub fn is_asking(&self) -> bool {
+        self.open_requests() > 0
+    }
+
+    /// How many are.
+    pub fn open_requests(&self) -> usize {
+        self.asking.load(Ordering::SeqCst)
     }
 
     /// Cancelled when the right to act for the pool has ended.
@@ -214,6 +230,42 @@ impl Held {
     /// The right to make a durable write: waits until the holder may act.
     pub async fn deed(&self, point: Point) -> Deed {
         Deed::permitted(&self.tenure, point).await
+    }
+
+    /// The name of an older pool of this cluster that names the same group, if there is one: a group is one pool's.
+    pub fn older_pool_of_the_same_group(&self) -> Option<String> {
+        let own = self.pool()?;
+        let aws = own.spec.provider.aws.clone()?;
+        let age = |pool: &RunnerPool| {
+            let created = pool.metadata.creation_timestamp.as_ref().map(|at| at.0);
+            (created, pool.uid())
+        };
+        let rivals = self.shared.pools.cache.select(|pool| {
+            let is_same = pool.spec.provider.aws.as_ref().is_some_and(|other| {
+                other.region == aws.region
+                    && other.auto_scaling_group == aws.auto_scaling_group
+                    && other.endpoint_url == aws.endpoint_url
+            });
+            is_same && age(pool) < age(&own)
+        });
+        let oldest = rivals.iter().min_by_key(|pool| age(pool))?;
+        Some(format!("{}/{}", oldest.namespace().unwrap_or_default(), oldest.name_any()))
+    }
+
+    /// An instance is about to be taken away by its cloud: everything on it is looked at again.
+    pub fn instance_announced(&self, instance: &str) {
+        self.book(|book| book.instance_is_gone(instance));
+        self.wake();
+    }
+
+    /// What became of an instance in the pool's cloud: why it is gone, if it is for good.
+    pub fn loss_of(&self, instance: &str) -> Option<String> {
+        let facts = self.fleet.facts()?;
+        (facts.fate(instance) == Fate::Gone).then(|| {
+            let reason = facts.instances.get(instance).and_then(|known| known.state_reason.clone());
+            let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+            format!("instance {instance} was terminated{reason}")
+        })
     }
 
     /// Whether nothing of the pool is under way: no job is open, and none is asked for.
@@ -292,7 +344,10 @@ impl Held {
     /// The pool's slots as objects, hosts and this process's own decisions show them.
     pub fn view<T>(&self, with: impl FnOnce(&View<'_>) -> T) -> T {
         let (instances, concurrency) = self.instances();
-        self.book(|book| with(&View { instances: &instances, occupancy: &book.occupancy, concurrency }))
+        let growth = self.fleet.growth();
+        self.book(|book| {
+            with(&View { instances: &instances, occupancy: &book.occupancy, concurrency, growth })
+        })
     }
 
     /// The pool's instances in order of preference, and how many jobs it may have.
@@ -303,13 +358,25 @@ impl Held {
             .into_iter()
             .map(|host| (host.name, (host.slots, host.state.link().is_some())))
             .collect();
-        let pool = self.pool();
-        let wanted = pool.iter().flat_map(|pool| &pool.spec.provider.fixed.hosts);
-        let instances = wanted.filter_map(|host| {
-            let (slots, ready) = *hosts.get(&host.name)?;
-            Some(Instance { name: host.name.clone(), slots, ready })
+        let placeable = self.fleet.placeable();
+        let instances = self.machines().into_iter().filter_map(|machine| {
+            let (slots, is_ready) = *hosts.get(&machine.name)?;
+            let (ready, closed) = match &placeable {
+                None => (is_ready, BTreeSet::new()),
+                Some(open) => match open.get(&machine.name) {
+                    Some(closed) => (is_ready, closed.clone()),
+                    None => (false, BTreeSet::new()),
+                },
+            };
+            Some(Instance { name: machine.name, slots, ready, closed })
         });
-        (instances.collect(), pool.as_ref().map_or(0, |pool| pool.spec.concurrency))
+        (instances.collect(), self.pool().map_or(0, |pool| pool.spec.concurrency))
+    }
+
+    /// The pool's machines by now, in order of preference.
+    pub fn machines(&self) -> Vec<Machine> {
+        let Some(pool) = self.pool() else { return Vec::new() };
+        machines::machines(&pool, self.fleet.facts().as_deref())
     }
 
     /// Enters how the hosts are by now.
@@ -346,13 +413,14 @@ impl Held {
         self.wake.notify_one();
     }
 
-    /// Waits until the driver has looked again.
+    /// Waits until the driver has looked again. Past the tenure's end there is nothing to wait for, and it is over at once,
+    /// but not without a pause: a task of [`Self::spawn`] that waits in a loop is ended there.
     pub async fn wait_for_change(&self) {
         let mut turn = self.turn.subscribe();
         tokio::select! {
             // The sender lives in `self`: waiting cannot fail.
             _ = turn.changed() => {}
-            () = self.ended().cancelled() => {}
+            () = self.ended().cancelled() => tokio::task::yield_now().await,
         }
     }
 
@@ -389,22 +457,6 @@ impl Held {
         });
     }
 
-    /// Marks an object as having a task; `None` when it has one.
-    pub fn begin(self: &Arc<Self>, uid: Option<String>, subject: Subject) -> Option<Busy> {
-        let mark = uid?;
-        let is_free = lock(&self.busy).insert(mark.clone());
-        is_free.then(|| Busy { held: Arc::clone(self), mark, subject, pause: Duration::ZERO })
-    }
-
-    /// Marks a lease as being written by the intake, until the mark is dropped.
-    pub fn arriving(self: &Arc<Self>, lease: &str) -> Option<Busy> {
-        self.begin(Some(lease.to_owned()), Subject::Lease(lease.to_owned()))
-    }
-
-    pub(super) fn is_arriving(&self, lease: &str) -> bool {
-        lock(&self.busy).contains(lease)
-    }
-
     pub(super) fn adjust_hosts(self: &Arc<Self>, pool: &RunnerPool, settings: &Settings) {
         let recorded: Vec<HostStatus> =
             pool.status.as_ref().map(|status| status.hosts.clone()).unwrap_or_default();
@@ -412,10 +464,12 @@ impl Held {
             pool: format!("{}/{}", self.namespace, self.name),
             pool_uid: self.uid.clone(),
             epoch: self.tenure.epoch().clone(),
+            asks_metadata: pool.spec.provider.aws.is_some(),
         };
         let owner = Arc::new(HostOwner { held: Arc::clone(self) });
         self.hosts.adjust(
             settings,
+            &self.machines(),
             &recorded,
             &caller,
             &self.shared.supervisors,
@@ -425,45 +479,6 @@ impl Held {
             self.ended(),
             &self.wake,
         );
-    }
-}
-
-/// The pool as the keepers of its hosts see it.
-struct HostOwner {
-    held: Arc<Held>,
-}
-
-impl Owner for HostOwner {
-    async fn acting(&self) {
-        self.held.tenure.acting().await;
-    }
-
-    async fn record_key(&self, host: &str, key: String) -> Result<(), String> {
-        let _turn = self.held.status_turn.lock().await;
-        loop {
-            let pool = self.held.pool().ok_or("the pool is gone")?;
-            let hosts = &pool.spec.provider.fixed.hosts;
-            let address = &hosts.iter().find(|known| known.name == host).ok_or("the host is gone")?.address;
-            if !self.held.may_overwrite("RunnerPool", pool.status.as_ref().and_then(|status| status.epoch)) {
-                return Err("a newer holder has written the pool's status".to_owned());
-            }
-            let mut next = pool.as_ref().clone();
-            let status = next.status.get_or_insert_default();
-            if !super::status::record_key(&mut status.hosts, host, address, &key)? {
-                return Ok(());
-            }
-            let deed = self.held.deed(Point::HostKeyRecorded).await;
-            match self.held.shared.pools.replace_status(deed, &next).await {
-                Ok(_) => {
-                    let note = format!("recorded the host key of {host} at the first connection: {key}");
-                    self.held.shared.events.normal(pool.as_ref(), "HostKeyRecorded", "Connect", note).await;
-                    return Ok(());
-                }
-                // The cache holds the newer version now.
-                Err(error) if is_conflict(&error) => {}
-                Err(error) => return Err(error.to_string()),
-            }
-        }
     }
 }
 

@@ -7,8 +7,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::machines::{Connection, Machine};
 use super::settings::Settings;
-use crate::api::runner_pool::{HostStatus, Isolation, ProxyJump, StaticHost};
+use crate::api::runner_pool::{HostStatus, Isolation, ProxyJump};
 use crate::bounds::Bound;
 use crate::host::connection::Target;
 use crate::host::install::{Supervisors, Wanted};
@@ -50,6 +51,7 @@ impl Hosts {
     pub fn adjust<O: Owner>(
         &self,
         settings: &Settings,
+        machines: &[Machine],
         recorded: &[HostStatus],
         caller: &Caller,
         supervisors: &Supervisors,
@@ -60,19 +62,25 @@ impl Hosts {
         wake: &Arc<tokio::sync::Notify>,
     ) {
         let mut known = self.lock();
-        let hosts = &settings.spec.provider.fixed.hosts;
+        let wanted: BTreeMap<&str, &Machine> = machines
+            .iter()
+            .filter(|machine| machine.connection == Connection::Wanted)
+            .map(|machine| (machine.name.as_str(), machine))
+            .collect();
         known.retain(|name, host| {
-            let stays = hosts.iter().any(|wanted| wanted.name == *name);
+            let stays = wanted.contains_key(name.as_str());
             if !stays {
                 host.cancel.cancel();
             }
             stays
         });
-        for host in hosts {
-            let slots = settings.spec.slots_of(host);
+        let recorded: BTreeMap<&str, &HostStatus> =
+            recorded.iter().map(|status| (status.name.as_str(), status)).collect();
+        for host in wanted.into_values() {
+            let slots = host.slots;
             let trusted = trust::expected(
                 host.host_key.as_deref(),
-                recorded_key(recorded, &host.name, &host.address),
+                recorded.get(host.name.as_str()).and_then(|status| recorded_key(status, host)),
                 settings.spec.ssh.host_key_policy,
             );
             let order = order(settings, host, caller, dials);
@@ -173,7 +181,7 @@ async fn tell(
 
 fn order(
     settings: &Settings,
-    host: &StaticHost,
+    host: &Machine,
     caller: &Caller,
     dials: &Bound,
 ) -> Result<HostOrder, trust::TrustError> {
@@ -205,12 +213,11 @@ fn order(
     })
 }
 
-/// The key recorded for a host, if it was recorded for the address it has now.
-fn recorded_key<'a>(recorded: &'a [HostStatus], name: &str, address: &str) -> Option<&'a str> {
-    recorded
-        .iter()
-        .find(|status| status.name == name && status.recorded_address.as_deref() == Some(address))
-        .and_then(|status| status.recorded_host_key.as_deref())
+/// The key recorded for a host, if it was recorded for what it is now: an instance id is never given twice, a host of
+/// one's own may be another machine at another address.
+fn recorded_key<'a>(status: &'a HostStatus, host: &Machine) -> Option<&'a str> {
+    let is_same = host.is_known_by_name || status.recorded_address.as_deref() == Some(&host.address);
+    status.recorded_host_key.as_deref().filter(|_| is_same)
 }
 
 fn jump_target(settings: &Settings, jump: &ProxyJump, dials: &Bound) -> Result<Target, trust::TrustError> {
@@ -233,7 +240,7 @@ fn jump_target(settings: &Settings, jump: &ProxyJump, dials: &Bound) -> Result<T
 }
 
 /// What a keeper depends on, as text, but for the host's key: that is told to the running keeper.
-fn mark(settings: &Settings, host: &StaticHost) -> String {
+fn mark(settings: &Settings, host: &Machine) -> String {
     let ssh = &settings.spec.ssh;
     format!(
         "{}:{} {:?} {:?} {:?} {:?} {:?}",

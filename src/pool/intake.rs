@@ -1,20 +1,23 @@
-//! Intake: one poll loop for each held pool.
+//! Intake: the requests for jobs of a held pool.
 //!
 //! Writes after a 201, before anything else: (1) the JobLease, (2) the Secrets with its payload. Death before (1):
 //! the job is GitLab's; a two-phase server gives it to someone else. Death between (1) and (2): the next holder
 //! finds a lease without its payload and closes it with an Event. Names are derived from pool and job, so doing
 //! either twice is doing it once.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use kube::core::ObjectMeta;
 use secrecy::ExposeSecret;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::Held;
+use super::busy::Asking;
+use super::held::lock;
 use super::settings::Settings;
 use super::slots::{self, Room};
 use crate::api::job_lease::{self, JobLease, JobLeaseSpec};
@@ -23,13 +26,14 @@ use crate::api::labels;
 use crate::api::runner_pool::Mode;
 use crate::clock;
 use crate::deed::{Deed, Point};
+use crate::gitlab::adaptive::{Adaptive, Told};
 use crate::gitlab::backoff::Backoff;
 use crate::gitlab::client::{JobCredentials, JobUpdate, RequestAnswer, UpdateAnswer};
 use crate::gitlab::wire::JobPayload;
 use crate::kube_ext::is_refusal;
 use crate::lease::tail;
 use crate::lease::{payload, wish};
-use crate::telemetry::LeaseOutcome;
+use crate::telemetry::{LeaseOutcome, Queue as WayThroughQueue, Requests, TaskOperation};
 
 /// Wait after an answer of "no job" on a server that does not hold requests.
 const IDLE_INTERVAL: Duration = Duration::from_secs(3);
@@ -60,6 +64,8 @@ pub enum Idle {
     NotSure,
     /// The pool is being given up for another replica.
     Leaving,
+    /// The runner's token is being replaced.
+    TokenChanging,
     /// No slot, no host, or enough jobs.
     Room(Room),
 }
@@ -84,18 +90,36 @@ pub fn may_poll(held: &Held) -> Result<Arc<Settings>, Idle> {
     if held.tenure().is_leaving() {
         return Err(Idle::Leaving);
     }
+    if held.is_token_in_doubt() {
+        return Err(Idle::TokenChanging);
+    }
     match held.view(slots::room) {
         Room::Yes => Ok(settings),
         room @ (Room::AtConcurrency | Room::NoReachableHost | Room::NoSlot) => Err(Idle::Room(room)),
     }
 }
 
-/// Polls until the tenure ends. A request under way then is awaited: GitLab may have assigned a job already, and
-/// its lease is written for the next holder to find.
+/// What the requests of a pool have in common.
+#[derive(Default)]
+struct Queue {
+    /// The mark of the latest answer, which the next request echoes, and the runner whose queue it is of.
+    last_update: Option<(u64, String)>,
+    adaptive: Adaptive,
+    backoff: Backoff,
+}
+
+/// Asks until the tenure ends, with as many requests at a time as spec, answers and room allow. Those that are under way
+/// then are awaited: GitLab may have assigned a job already, and its lease is written for the next holder to find.
+///
+/// Pools do not wait for each other: each has its own requests and its own limit.
 pub async fn run(held: Arc<Held>) {
-    let mut last_update = None;
-    let mut backoff = Backoff::default();
+    let queue = Arc::new(Mutex::new(Queue::default()));
+    let mut requests = JoinSet::new();
+    let mut waited = false;
     while !held.ended().is_cancelled() {
+        while let Some(over) = requests.try_join_next() {
+            told(over);
+        }
         let settings = match may_poll(&held) {
             Ok(settings) => settings,
             Err(_) => {
@@ -103,45 +127,103 @@ pub async fn run(held: Arc<Held>) {
                 continue;
             }
         };
-        // Said before the last look: a pool that is drained or deleted from here on waits for the answer.
-        held.set_asking(true);
-        if may_poll(&held).is_err() {
-            held.set_asking(false);
+        let most = settings.spec.request_concurrency;
+        let adaptive = lock(&queue).adaptive;
+        let allowed = adaptive.limit(most) as usize;
+        held.shared.metrics.requests(
+            &settings.labels,
+            Requests {
+                open: held.open_requests(),
+                hard_limit: most,
+                adaptive_limit: adaptive.exact(),
+                used_limit: adaptive.limit(most),
+            },
+        );
+        // Each request may bring a job: more than one are open only while there is room for all of them.
+        let has_room = requests.is_empty() || requests.len() < held.view(slots::spare);
+        if requests.len() >= allowed || !has_room {
+            if has_room && !std::mem::replace(&mut waited, true) {
+                held.shared.metrics.request_waited(&settings.labels);
+            }
+            tokio::select! {
+                Some(over) = requests.join_next() => told(over),
+                () = held.wait_for_change() => {}
+            }
             continue;
         }
-        let begun = std::time::Instant::now();
-        let mark_before = last_update.clone();
-        let answer = settings.gitlab.request_job(&mut last_update).await;
-        let wait = match answer {
-            RequestAnswer::Job { job, raw } => {
-                accept(&held, &settings, &job, &raw).await;
-                Duration::ZERO
-            }
-            RequestAnswer::Unreadable { identity, cause } => {
-                refuse_unreadable(&held, &settings, identity, &cause).await;
-                ERROR_INTERVAL
-            }
-            // A new mark means that the queue has moved: with it, the next request may be held by the server.
-            RequestAnswer::NoJob if begun.elapsed() >= HELD_BY_SERVER || last_update != mark_before => {
-                Duration::ZERO
-            }
-            RequestAnswer::NoJob => IDLE_INTERVAL,
-            RequestAnswer::Conflict => Duration::ZERO,
-            RequestAnswer::InvalidToken => {
-                held.token_was_refused();
-                ERROR_INTERVAL
-            }
-            RequestAnswer::Retry { after, cause } => {
-                tracing::warn!(pool = held.name, cause, "GitLab could not be asked for a job");
-                held.set_asking(false);
-                pause(&held, backoff.failed(after, rand::random())).await;
-                continue;
-            }
-        };
-        held.set_asking(false);
-        backoff.succeeded();
-        pause(&held, wait).await;
+        waited = false;
+        // Said before the last look: a pool that is drained or deleted from here on waits for the answer.
+        let asking = held.begin_asking();
+        if may_poll(&held).is_err() {
+            continue;
+        }
+        requests.spawn(ask(Arc::clone(&held), settings, Arc::clone(&queue), asking));
     }
+    while let Some(over) = requests.join_next().await {
+        told(over);
+    }
+}
+
+fn told(over: Result<(), tokio::task::JoinError>) {
+    if over.is_err() {
+        tracing::error!("a request for a job panicked");
+    }
+}
+
+/// Asks for one job, takes it, and lets the time pass before the place is used again.
+async fn ask(held: Arc<Held>, settings: Arc<Settings>, queue: Arc<Mutex<Queue>>, asking: Asking) {
+    let begun = std::time::Instant::now();
+    let metrics = &held.shared.metrics;
+    metrics.asked(&settings.labels);
+    // A pool may have become another runner, whose queue the mark says nothing of.
+    let runner = settings.identity.runner_id;
+    let known = lock(&queue).last_update.clone().filter(|(of, _)| *of == runner);
+    let before = known.map(|(_, mark)| mark);
+    let mut last_update = before.clone();
+    let answer = settings.gitlab.request_job(&mut last_update).await;
+    let has_moved = last_update != before;
+    if has_moved {
+        lock(&queue).last_update = last_update.map(|mark| (runner, mark));
+    }
+    let says = match &answer {
+        RequestAnswer::Job { .. } | RequestAnswer::Unreadable { .. } => Told::Job,
+        RequestAnswer::NoJob | RequestAnswer::Conflict => Told::Empty,
+        RequestAnswer::InvalidToken | RequestAnswer::Retry { .. } => Told::PushedBack,
+    };
+    lock(&queue).adaptive.told(says, settings.spec.request_concurrency);
+    if says != Told::Job {
+        metrics.task(&settings.labels, TaskOperation::Unreserve);
+    }
+    let wait = match answer {
+        RequestAnswer::Job { job, raw } => {
+            accept(&held, &settings, &job, &raw).await;
+            Duration::ZERO
+        }
+        RequestAnswer::Unreadable { identity, cause } => {
+            refuse_unreadable(&held, &settings, identity, &cause).await;
+            ERROR_INTERVAL
+        }
+        // A new mark means that the queue has moved: with it, the next request may be held by the server.
+        RequestAnswer::NoJob if begun.elapsed() >= HELD_BY_SERVER || has_moved => Duration::ZERO,
+        RequestAnswer::NoJob => IDLE_INTERVAL,
+        RequestAnswer::Conflict => Duration::ZERO,
+        RequestAnswer::InvalidToken => {
+            metrics.asking_failed(&settings.labels);
+            metrics.token_refused(&settings.labels);
+            held.token_was_refused(&settings);
+            ERROR_INTERVAL
+        }
+        RequestAnswer::Retry { after, cause } => {
+            tracing::warn!(pool = held.name, cause, "GitLab could not be asked for a job");
+            metrics.asking_failed(&settings.labels);
+            let wait = lock(&queue).backoff.failed(after, rand::random());
+            drop(asking);
+            return pause(&held, wait).await;
+        }
+    };
+    lock(&queue).backoff.succeeded();
+    drop(asking);
+    pause(&held, wait).await;
 }
 
 async fn pause(held: &Held, wait: Duration) {
@@ -179,7 +261,7 @@ async fn accept(held: &Arc<Held>, settings: &Settings, job: &JobPayload, raw: &[
                     lease = name,
                     "job accepted"
                 );
-                held.shared.metrics.job_taken(&held.name);
+                held.shared.metrics.job_taken(&settings.labels, &way_through_the_queue(job));
                 drop(arriving);
                 held.wake();
                 return;
@@ -316,6 +398,17 @@ fn lease_of(held: &Held, settings: &Settings, job: &JobPayload, parts: usize) ->
             payload_parts: u32::try_from(parts).unwrap_or(u32::MAX),
         },
         status: None,
+    }
+}
+
+/// What GitLab says of the job's way to us.
+fn way_through_the_queue(job: &JobPayload) -> WayThroughQueue {
+    let info = &job.job_info;
+    WayThroughQueue {
+        waited: Duration::from_secs(info.time_in_queue_seconds.0),
+        project_jobs_running: info.project_jobs_running_on_instance_runners_count.clone(),
+        size: info.queue_size,
+        depth: info.queue_depth,
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Instance {
     pub slots: u32,
     /// Whether a job can be started on it now.
     pub ready: bool,
+    /// Slots that take no job although nobody owns them: their workspace volume is not there yet.
+    pub closed: BTreeSet<u32>,
 }
 
 /// An open lease as the planner sees it.
@@ -45,8 +47,8 @@ pub struct Claimant {
 pub struct Sleeper {
     /// Its id.
     pub environment: String,
-    /// The slot it owns.
-    pub slot: Slot,
+    /// The slot it owns; `None` while it is on no instance.
+    pub slot: Option<Slot>,
     /// Whether its object says that a job uses it.
     pub bound: bool,
 }
@@ -92,6 +94,17 @@ enum Object {
     Stranger,
 }
 
+/// What keeps a slot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SlotUse {
+    /// Whether a job does.
+    pub has_job: bool,
+    /// Names of the environments that do.
+    pub environments: Vec<String>,
+    /// Whether what is left on it is not known.
+    pub is_in_doubt: bool,
+}
+
 /// All that slots are decided from: possibly a moment old, but never older than this process's own writes.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
@@ -101,6 +114,8 @@ pub struct View<'a> {
     pub occupancy: &'a Occupancy,
     /// Most open leases.
     pub concurrency: u32,
+    /// Slots that may be waited for besides the free ones: of instances that are on their way, or may yet be asked for.
+    pub growth: u32,
 }
 
 /// Where jobs go, and why others wait.
@@ -196,13 +211,17 @@ impl Occupancy {
     /// What an environment's object says now; `None` when it is gone.
     pub fn set_sleeper(&mut self, name: &str, sleeper: Option<Sleeper>) {
         if let Some(old) = self.sleepers.remove(name) {
-            self.disown(&old.slot, &old.environment, Object::Environment(name.to_owned()));
+            if let Some(slot) = &old.slot {
+                self.disown(slot, &old.environment, Object::Environment(name.to_owned()));
+            }
             self.unbound.remove(&(old.environment.clone(), name.to_owned()));
             self.asleep.remove(name);
         }
         let Some(sleeper) = sleeper else { return };
         let environment = sleeper.environment.clone();
-        self.own(&sleeper.slot, &environment, Object::Environment(name.to_owned()));
+        if let Some(slot) = &sleeper.slot {
+            self.own(slot, &environment, Object::Environment(name.to_owned()));
+        }
         if !sleeper.bound {
             self.unbound.insert((environment.clone(), name.to_owned()));
         }
@@ -253,6 +272,28 @@ impl Occupancy {
         })
     }
 
+    /// What keeps each slot of an instance that is kept by something.
+    pub fn uses_on(&self, instance: &str) -> BTreeMap<u32, SlotUse> {
+        let slots = self.owners.get(instance).into_iter().flatten();
+        let uses = slots.map(|(index, owners)| {
+            let mut slot = SlotUse::default();
+            for owner in owners {
+                match &owner.object {
+                    Object::Lease(_) => slot.has_job = true,
+                    Object::Environment(name) => slot.environments.push(name.clone()),
+                    Object::Quarantine(_) | Object::Stranger => slot.is_in_doubt = true,
+                }
+            }
+            (*index, slot)
+        });
+        uses.collect()
+    }
+
+    /// Jobs that wait for a slot and may take any.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     fn objects_on(&self, instance: &str) -> impl Iterator<Item = &Object> {
         self.owners.get(instance).into_iter().flat_map(BTreeMap::values).flatten().map(|owner| &owner.object)
     }
@@ -291,28 +332,30 @@ impl Occupancy {
 }
 
 impl View<'_> {
-    /// Slots of ready instances that nobody owns and nothing is left on, in order of preference. An instance that is full
-    /// costs one look.
+    /// Slots of ready instances that are open, that nobody owns and nothing is left on, in order of preference. An instance
+    /// that is full costs one look.
     pub fn free(&self) -> impl Iterator<Item = Slot> {
         self.ready().flat_map(|instance| {
             let taken = self.occupancy.owners.get(&instance.name);
-            let is_full =
-                taken.is_some_and(|taken| taken.range(..instance.slots).count() >= instance.slots as usize);
-            let indices = if is_full { 0..0 } else { 0..instance.slots };
+            let indices = if self.free_on(instance) == 0 { 0..0 } else { 0..instance.slots };
             indices
+                .filter(move |index| !instance.closed.contains(index))
                 .filter(move |index| taken.is_none_or(|taken| !taken.contains_key(index)))
                 .map(|index| Slot { instance: instance.name.clone(), index })
         })
     }
 
-    /// How many slots of ready instances nobody owns.
+    /// How many slots of ready instances are open and nobody owns.
     pub fn free_count(&self) -> usize {
-        let free = self.ready().map(|instance| {
-            let taken = self.occupancy.owners.get(&instance.name);
-            let taken = taken.map_or(0, |taken| taken.range(..instance.slots).count());
-            (instance.slots as usize).saturating_sub(taken)
-        });
-        free.sum()
+        self.ready().map(|instance| self.free_on(instance)).sum()
+    }
+
+    fn free_on(&self, instance: &Instance) -> usize {
+        let taken = self.occupancy.owners.get(&instance.name);
+        let owned = taken.map_or(0, |taken| taken.range(..instance.slots).count());
+        let is_owned = |index: &u32| taken.is_some_and(|taken| taken.contains_key(index));
+        let closed = instance.closed.range(..instance.slots).filter(|index| !is_owned(index)).count();
+        (instance.slots as usize).saturating_sub(owned + closed)
     }
 
     /// Slots of ready instances.
@@ -362,14 +405,23 @@ pub fn room(view: &View<'_>) -> Room {
     if occupancy.jobs() >= view.concurrency as usize {
         return Room::AtConcurrency;
     }
-    if !view.instances.iter().any(|instance| instance.ready) {
+    if view.growth == 0 && occupancy.asleep() == 0 && !view.instances.iter().any(|instance| instance.ready) {
         return Room::NoReachableHost;
     }
-    if occupancy.asleep() > 0 || occupancy.waiting.len() < view.free_count() {
+    if occupancy.asleep() > 0 || occupancy.waiting.len() < view.free_count() + view.growth as usize {
         Room::Yes
     } else {
         Room::NoSlot
     }
+}
+
+/// How many jobs may be asked for at the same time: each request may bring one. Where [`room`] says yes it is at least one.
+pub fn spare(view: &View<'_>) -> usize {
+    let occupancy = view.occupancy;
+    let places = (view.concurrency as usize).saturating_sub(occupancy.jobs());
+    let slots = (view.free_count() + view.growth as usize).saturating_sub(occupancy.waiting.len());
+    // A resume needs no free slot.
+    places.min(slots.max(usize::from(occupancy.asleep() > 0)))
 }
 
 #[cfg(test)]
@@ -405,7 +457,12 @@ mod tests {
 
         fn decide<T>(&self, decide: impl FnOnce(&View<'_>) -> T) -> T {
             let occupancy = self.occupancy();
-            decide(&View { instances: &self.instances, occupancy: &occupancy, concurrency: self.concurrency })
+            decide(&View {
+                instances: &self.instances,
+                occupancy: &occupancy,
+                concurrency: self.concurrency,
+                growth: 0,
+            })
         }
 
         /// The world once the assignments have been carried out.
@@ -432,7 +489,7 @@ mod tests {
     }
 
     fn sleeper(environment: &str, slot: Slot, bound: bool) -> Sleeper {
-        Sleeper { environment: environment.into(), slot, bound }
+        Sleeper { environment: environment.into(), slot: Some(slot), bound }
     }
 
     /// The lease that put a slot into quarantine.
@@ -444,7 +501,7 @@ mod tests {
         World {
             instances: ["a", "b"]
                 .into_iter()
-                .map(|name| Instance { name: name.into(), slots: 2, ready: true })
+                .map(|name| Instance { name: name.into(), slots: 2, ready: true, closed: BTreeSet::new() })
                 .collect(),
             concurrency: 10,
             ..World::default()
@@ -504,7 +561,12 @@ mod tests {
                     instances: instances
                         .into_iter()
                         .enumerate()
-                        .map(|(n, (slots, ready))| Instance { name: format!("h{n}"), slots, ready })
+                        .map(|(n, (slots, ready))| Instance {
+                            name: format!("h{n}"),
+                            slots,
+                            ready,
+                            closed: BTreeSet::new(),
+                        })
                         .collect(),
                     quarantined: quarantined
                         .into_iter()

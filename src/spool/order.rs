@@ -4,7 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::gitlab::wire::JobPayload;
+use super::cache::CacheOrder;
+use crate::gitlab::variables::Surroundings;
+use crate::gitlab::wire::{JobPayload, Variable};
 
 /// Everything the supervisor needs to run a job with nobody attached. Lives in the supervisor's memory only.
 #[derive(Clone, Serialize, Deserialize)]
@@ -38,12 +40,61 @@ pub struct JobOrder {
     /// How many processes and threads the job may have at a time; 0 means [`DEFAULT_PIDS_LIMIT`].
     #[serde(default)]
     pub pids_limit: u32,
+    /// What the pool says about each of its jobs.
+    #[serde(default)]
+    pub settings: JobSettings,
+    /// The job's caches, if it has any.
+    #[serde(default)]
+    pub cache: Option<CacheOrder>,
+}
+
+/// What a pool says about each of its jobs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JobSettings {
+    /// Variables, weaker than the job's own.
+    pub environment: Vec<Variable>,
+    /// Runs before the sources are fetched.
+    pub pre_get_sources_script: String,
+    /// Runs after the sources have been fetched.
+    pub post_get_sources_script: String,
+    /// Runs before the commands of each step.
+    pub pre_build_script: String,
+    /// Runs after the commands of each step.
+    pub post_build_script: String,
+    /// Seconds that fetching the sources may take, each attempt by itself; 0 is no limit.
+    pub get_sources_timeout_seconds: u64,
+    /// Whether the host is thrown away after this job.
+    pub is_disposable: bool,
 }
 
 impl JobOrder {
     /// How many processes and threads the job may have at a time.
     pub fn pids_limit(&self) -> u32 {
         if self.pids_limit == 0 { DEFAULT_PIDS_LIMIT } else { self.pids_limit }
+    }
+
+    /// What the job's variables tell of where it runs. The operator and the host read them the same way, so that a cache's
+    /// key is the same on both sides.
+    pub fn surroundings<'a>(
+        &'a self,
+        workspace: &'a str,
+        temporary: &'a str,
+        machine: &'a str,
+    ) -> Surroundings<'a> {
+        Surroundings {
+            builds_dir: &self.builds_dir,
+            workspace,
+            temporary,
+            slot: self.slot,
+            version: &self.runner.version,
+            short_token: &self.runner.short_token,
+            ca_bundle: self.runner.ca_bundle.as_deref(),
+            client: self.runner.client.as_ref().map(|client| (&*client.certificate, &*client.key)),
+            environment: &self.settings.environment,
+            is_disposable: self.settings.is_disposable,
+            machine,
+        }
     }
 }
 
@@ -75,6 +126,20 @@ pub enum Isolation {
     PerSlotUser,
 }
 
+impl Isolation {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Single, Self::Shared, Self::PerSlotUser];
+
+    /// Its name on a command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Single => "Single",
+            Self::Shared => "Shared",
+            Self::PerSlotUser => "PerSlotUser",
+        }
+    }
+}
+
 /// Who runs the job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunnerFacts {
@@ -90,6 +155,45 @@ pub struct RunnerFacts {
     pub gitlab_url: String,
     /// PEM certificates to trust for git over HTTPS, besides the host's own.
     pub ca_bundle: Option<String>,
+    /// What git shows the server, where it asks for a certificate.
+    #[serde(default)]
+    pub client: Option<ClientIdentity>,
+}
+
+/// A certificate and its key, in PEM.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientIdentity {
+    /// The certificate, with those between it and its root.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
+}
+
+impl ClientIdentity {
+    /// Takes a text with both apart; `None` where one of them is missing.
+    pub fn from_pem(pem: &str) -> Option<Self> {
+        let (mut certificate, mut key) = (String::new(), String::new());
+        let mut within: Option<&str> = None;
+        for line in pem.lines().map(str::trim) {
+            if let Some(kind) = line.strip_prefix("-----BEGIN ") {
+                within = Some(kind);
+            }
+            let Some(kind) = within else { continue };
+            let part = if kind.contains("PRIVATE KEY") { &mut key } else { &mut certificate };
+            part.push_str(line);
+            part.push('\n');
+            if line.starts_with("-----END ") {
+                within = None;
+            }
+        }
+        (!certificate.is_empty() && !key.is_empty()).then_some(Self { certificate, key })
+    }
+}
+
+impl fmt::Debug for ClientIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientIdentity").finish_non_exhaustive()
+    }
 }
 
 /// Which ends of the script put the environment to sleep.
@@ -110,4 +214,23 @@ pub struct ResumeOrder {
     pub project_id: u64,
     /// The workspace path the object names; the host's own record must name it too.
     pub workspace: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_and_its_key_are_told_apart() {
+        let block =
+            |kind: &str, text: &str| format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n");
+        let (one, two) = (block("CERTIFICATE", "b25l"), block("CERTIFICATE", "dHdv"));
+        let key = block("EC PRIVATE KEY", "c2VjcmV0");
+        let read = ClientIdentity::from_pem(&format!("{one}{two}\n{key}\n")).unwrap();
+        assert_eq!((read.certificate, &read.key), (format!("{one}{two}"), &key));
+        assert_eq!(ClientIdentity::from_pem(&one), None);
+        assert_eq!(ClientIdentity::from_pem(""), None);
+        let shown = format!("{:?}", ClientIdentity { certificate: one, key });
+        assert!(!shown.contains("c2VjcmV0"), "{shown}");
+    }
 }

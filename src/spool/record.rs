@@ -73,8 +73,23 @@ pub struct Context {
     pub processes: u32,
     /// How they are held still.
     pub freezer: Freezer,
+    /// Processes that were alive then and were ended since, because the environment's volume left its host.
+    #[serde(default)]
+    pub processes_lost: u32,
     /// Rounded size of the workspace in bytes, when it was cheap to learn.
     pub workspace_bytes: Option<u64>,
+}
+
+impl Context {
+    /// The same once its processes are gone.
+    pub fn without_processes(self) -> Self {
+        Self {
+            processes: 0,
+            freezer: Freezer::Nothing,
+            processes_lost: self.processes_lost.saturating_add(self.processes),
+            ..self
+        }
+    }
 }
 
 /// How processes of a sleeping environment are held still.

@@ -17,10 +17,24 @@
 //! suspend --environment E --job J --epoch N                   -> Environment
 //! release --environment E --epoch N [--force]                 -> Done       removes workspace, processes, state
 //! stat                                                        -> Stat
+//!
+//! volume-mount   --slot N --volume ID --builds-dir DIR --epoch N [--device PATH] [--isolation ISOLATION]
+//!                                                             -> Volume      finds, formats if blank, mounts, grows
+//! volume-unmount --slot N --builds-dir DIR --epoch N          -> Unmounted   written out, ready to be detached
+//! export  --environment E --epoch N                           -> Exported    what sleeps, without its workspace
+//! import  --slot N --builds-dir DIR --epoch N  (the export on stdin) -> Environment  twice is once
+//! leave   --environment E --epoch N                           -> Done        forgets it, workspace untouched
+//! quiesce --epoch N                                           -> Done        all is written out before a stop
+//! notices --epoch N                                           -> Notices     what the cloud is about to do
 //! ```
+//!
+//! An environment leaves its host by `export`, `volume-unmount`, `leave`, and comes to another one by `volume-mount`,
+//! `import`. `hello --metadata` and `notices` ask the instance's metadata service; no other verb talks to anybody.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::export::EnvironmentExport;
 use super::record::{Claim, EnvironmentRecord, JobRecord};
 
 /// What a verb answers.
@@ -32,14 +46,22 @@ pub enum Answer {
     List(Vec<Listed>),
     /// To `status`, and the first frame of `start` and `attach`.
     Job(Box<JobRecord>),
-    /// To `suspend`.
+    /// To `suspend` and `import`.
     Environment(Box<EnvironmentRecord>),
     /// To `append` and `seal`.
     Log(LogEnd),
-    /// To `cancel`, `release`, `unclaim`.
+    /// To `cancel`, `release`, `unclaim`, `leave`, `quiesce`.
     Done,
     /// To `stat`.
     Stat(Stat),
+    /// To `volume-mount`.
+    Volume(Volume),
+    /// To `volume-unmount`.
+    Unmounted(Unmounted),
+    /// To `export`.
+    Exported(Box<EnvironmentExport>),
+    /// To `notices`.
+    Notices(Notices),
     /// The verb did nothing; why is in the refusal.
     Refused(Refusal),
 }
@@ -70,6 +92,41 @@ pub struct Hello {
     pub missing_programs: Vec<String>,
     /// The claim after this call.
     pub claim: Claim,
+    /// How many jobs have been admitted on this host since its state folder was made, across reboots.
+    #[serde(default)]
+    pub jobs_started: u64,
+    /// The workspace volumes that are mounted, by slot.
+    #[serde(default)]
+    pub mounts: Vec<MountedVolume>,
+    /// What the cloud calls this instance, when its metadata service was asked and answered.
+    #[serde(default)]
+    pub instance_id: Option<String>,
+    /// The last `quiesce` that no job has followed.
+    #[serde(default)]
+    pub quiesced: Option<Quiesced>,
+}
+
+/// A workspace volume that is mounted at its slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountedVolume {
+    /// The slot.
+    pub slot: u32,
+    /// The cloud's id of the volume.
+    pub volume: String,
+    /// The block device it is here.
+    pub device: String,
+}
+
+/// That everything was written out, for a stop to follow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quiesced {
+    /// [`super::FORMAT`] of the writer.
+    pub format: u32,
+    /// The boot it was said in; another one now means that the host has been stopped since, the same one that it has
+    /// not, or was hibernated.
+    pub boot_id: String,
+    /// When, by the host's clock.
+    pub at: Timestamp,
 }
 
 /// What the host offers to hold a process tree.
@@ -125,6 +182,56 @@ pub struct Stat {
     pub steal: f64,
     /// Seconds since boot.
     pub uptime_seconds: u64,
+}
+
+/// A workspace volume in its slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Whether this call has made the file system: the volume was blank.
+    pub filesystem_made: bool,
+    /// Bytes the file system holds in all.
+    pub size_bytes: u64,
+    /// Bytes of them in use.
+    pub used_bytes: u64,
+    /// Why the file system is smaller than its volume, if it is and could not be grown; it can be used all the same.
+    #[serde(default)]
+    pub not_grown: Option<String>,
+}
+
+/// A workspace volume that is out of its slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unmounted {
+    /// How many processes of the environment that sleeps there had to be ended, because they used the volume.
+    pub ended: u32,
+}
+
+/// What the cloud has announced about this instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notices {
+    /// The end of a spot instance.
+    pub spot: Option<SpotNotice>,
+    /// Since when the cloud advises to move elsewhere.
+    pub rebalance: Option<Timestamp>,
+}
+
+/// A spot instance is about to be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpotNotice {
+    /// What will be done to it.
+    pub action: SpotAction,
+    /// When.
+    pub time: Timestamp,
+}
+
+/// What is done to a spot instance that is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SpotAction {
+    /// It is ended, and its disks with it unless they are kept.
+    Terminate,
+    /// It is stopped.
+    Stop,
+    /// It is hibernated, at once: the time is no grace.
+    Hibernate,
 }
 
 /// Why a verb did nothing.

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::spool::order::Isolation;
+
 /// What the supervisor is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arguments {
@@ -23,6 +25,8 @@ pub enum Verb {
         pool_uid: String,
         /// The holder's epoch.
         epoch: u64,
+        /// Whether the instance's metadata service is asked who this is.
+        metadata: bool,
     },
     /// Gives the host back.
     Unclaim {
@@ -82,6 +86,13 @@ pub enum Verb {
         /// The holder's epoch.
         epoch: u64,
     },
+    /// Gives a running job newer addresses for its caches, on standard input.
+    Renew {
+        /// The job.
+        job: JobName,
+        /// The holder's epoch.
+        epoch: u64,
+    },
     /// Puts an environment to sleep.
     Suspend {
         /// The environment and its last job.
@@ -103,6 +114,46 @@ pub enum Verb {
         /// Where workspaces live.
         builds_dir: Option<PathBuf>,
     },
+    /// Mounts a workspace volume at its slot.
+    VolumeMount(VolumeMount),
+    /// Unmounts the workspace volume of a slot.
+    VolumeUnmount {
+        /// The slot.
+        place: SlotPlace,
+        /// The holder's epoch.
+        epoch: u64,
+    },
+    /// Tells all about an environment that sleeps.
+    Export {
+        /// Environment id.
+        environment: String,
+        /// The holder's epoch.
+        epoch: u64,
+    },
+    /// Makes an exported environment sleep here.
+    Import {
+        /// The slot.
+        place: SlotPlace,
+        /// The holder's epoch.
+        epoch: u64,
+    },
+    /// Forgets an environment.
+    Leave {
+        /// Environment id.
+        environment: String,
+        /// The holder's epoch.
+        epoch: u64,
+    },
+    /// Has everything written out before a stop.
+    Quiesce {
+        /// The holder's epoch.
+        epoch: u64,
+    },
+    /// Asks what the cloud has announced.
+    Notices {
+        /// The holder's epoch.
+        epoch: u64,
+    },
     /// Runs the job on standard input; started by `start`.
     Run,
     /// Becomes a program of a job; started by `run`.
@@ -118,6 +169,37 @@ pub struct JobName {
     pub id: u64,
 }
 
+/// A slot and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotPlace {
+    /// Slot index.
+    pub slot: u32,
+    /// Folder of all workspaces.
+    pub builds_dir: PathBuf,
+}
+
+impl SlotPlace {
+    /// `<builds>/<slot>`.
+    pub fn folder(&self) -> PathBuf {
+        self.builds_dir.join(self.slot.to_string())
+    }
+}
+
+/// A workspace volume and where it belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeMount {
+    /// The slot.
+    pub place: SlotPlace,
+    /// The cloud's id of the volume.
+    pub volume: String,
+    /// The device name it was attached by.
+    pub device: Option<PathBuf>,
+    /// Whose the files on it are to be.
+    pub isolation: Isolation,
+    /// The holder's epoch.
+    pub epoch: u64,
+}
+
 /// How a program is started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LaunchOptions {
@@ -127,6 +209,8 @@ pub struct LaunchOptions {
     pub ids: Option<Ids>,
     /// Folder to delete instead of starting a program.
     pub remove: Option<PathBuf>,
+    /// Whether to do the errand on standard input instead of starting a program.
+    pub errand: bool,
     /// The program and its arguments.
     pub program: Vec<OsString>,
 }
@@ -149,6 +233,17 @@ const LONGEST_ID: usize = 64;
 pub fn is_environment_id(id: &str) -> bool {
     (1..=LONGEST_ID).contains(&id.len())
         && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+}
+
+/// Longest id of a volume.
+const LONGEST_VOLUME_ID: usize = 64;
+
+/// Whether a text can be a volume's id; it becomes part of paths below `/dev`.
+pub fn is_volume_id(id: &str) -> bool {
+    id.len() <= LONGEST_VOLUME_ID
+        && id.strip_prefix("vol-").is_some_and(|rest| {
+            !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        })
 }
 
 /// Reads the arguments after the program's name.
@@ -175,6 +270,7 @@ fn verb(name: &str, options: &mut Options) -> Result<Verb, String> {
             pool: options.text("--pool")?,
             pool_uid: options.text("--pool-uid")?,
             epoch: options.number("--epoch")?,
+            metadata: options.flag("--metadata"),
         },
         "unclaim" => {
             Verb::Unclaim { pool_uid: options.text("--pool-uid")?, epoch: options.number("--epoch")? }
@@ -198,6 +294,7 @@ fn verb(name: &str, options: &mut Options) -> Result<Verb, String> {
             graceful: options.flag("--graceful"),
             epoch: options.number("--epoch")?,
         },
+        "renew" => Verb::Renew { job: options.job()?, epoch: options.number("--epoch")? },
         "suspend" => Verb::Suspend { job: options.job()?, epoch: options.number("--epoch")? },
         "release" => Verb::Release {
             environment: options.environment()?,
@@ -205,6 +302,15 @@ fn verb(name: &str, options: &mut Options) -> Result<Verb, String> {
             epoch: options.number("--epoch")?,
         },
         "stat" => Verb::Stat { builds_dir: options.take("--builds-dir").map(PathBuf::from) },
+        "volume-mount" => Verb::VolumeMount(options.volume_mount()?),
+        "volume-unmount" => {
+            Verb::VolumeUnmount { place: options.place()?, epoch: options.number("--epoch")? }
+        }
+        "export" => Verb::Export { environment: options.environment()?, epoch: options.number("--epoch")? },
+        "import" => Verb::Import { place: options.place()?, epoch: options.number("--epoch")? },
+        "leave" => Verb::Leave { environment: options.environment()?, epoch: options.number("--epoch")? },
+        "quiesce" => Verb::Quiesce { epoch: options.number("--epoch")? },
+        "notices" => Verb::Notices { epoch: options.number("--epoch")? },
         "run" => Verb::Run,
         "launch" => Verb::Launch(options.launch()?),
         other => return Err(format!("unknown verb {other}")),
@@ -231,7 +337,7 @@ impl Options {
                     options.program = words.collect();
                     break;
                 }
-                "--graceful" | "--force" => options.flags.push(word),
+                "--graceful" | "--force" | "--metadata" | "--errand" => options.flags.push(word),
                 "--state-dir" => *state_dir = words.next().map(PathBuf::from),
                 name if name.starts_with("--") => {
                     let value = words.next().ok_or_else(|| format!("{name} needs a value"))?;
@@ -276,6 +382,43 @@ impl Options {
         Ok(JobName { environment: self.environment()?, id: self.number("--job")? })
     }
 
+    fn place(&mut self) -> Result<SlotPlace, String> {
+        let slot = self.text("--slot")?.parse().map_err(|_| "--slot is no number".to_owned())?;
+        let builds_dir = PathBuf::from(self.take("--builds-dir").ok_or("--builds-dir is missing")?);
+        if !builds_dir.is_absolute() {
+            return Err(format!("--builds-dir {} is no absolute path", builds_dir.display()));
+        }
+        Ok(SlotPlace { slot, builds_dir })
+    }
+
+    fn volume_mount(&mut self) -> Result<VolumeMount, String> {
+        let volume = self.text("--volume")?;
+        if !is_volume_id(&volume) {
+            return Err(format!("--volume {volume:?} is no id of a volume, such as vol-0123456789abcdef0"));
+        }
+        let device = self.take("--device").map(PathBuf::from);
+        if let Some(device) = device.as_deref().filter(|device| !device.starts_with("/dev")) {
+            return Err(format!("--device {} is not below /dev", device.display()));
+        }
+        Ok(VolumeMount {
+            place: self.place()?,
+            volume,
+            device,
+            isolation: self.isolation()?,
+            epoch: self.number("--epoch")?,
+        })
+    }
+
+    /// Without it, files belong to whoever runs jobs where slots are not kept apart.
+    fn isolation(&mut self) -> Result<Isolation, String> {
+        if !self.values.iter().any(|(given, _)| given == "--isolation") {
+            return Ok(Isolation::Single);
+        }
+        let text = self.text("--isolation")?;
+        let found = Isolation::ALL.into_iter().find(|isolation| isolation.word() == text);
+        found.ok_or_else(|| format!("--isolation {text:?} is none of Single, Shared, PerSlotUser"))
+    }
+
     fn launch(&mut self) -> Result<LaunchOptions, String> {
         let id = |text: String| text.parse::<u32>().map_err(|_| format!("{text} is no id"));
         let ids = if self.values.iter().any(|(given, _)| given == "--uid") {
@@ -294,6 +437,7 @@ impl Options {
             doors: std::iter::from_fn(|| self.take("--door")).map(PathBuf::from).collect(),
             ids,
             remove: self.take("--remove").map(PathBuf::from),
+            errand: self.flag("--errand"),
             program: std::mem::take(&mut self.program),
         })
     }
@@ -341,6 +485,25 @@ mod tests {
             assert!(!is_environment_id(id), "{id}");
         }
         assert!(read("status --environment ../x --job 1").is_err());
+    }
+
+    #[test]
+    fn a_volume_goes_to_a_slot_below_an_absolute_folder() {
+        let line = "volume-mount --slot 2 --volume vol-0a1 --builds-dir /b --epoch 1 --device /dev/sdf";
+        let Verb::VolumeMount(mount) = read(line).unwrap().verb else { panic!("no mount") };
+        assert_eq!((mount.volume.as_str(), mount.isolation), ("vol-0a1", Isolation::Single));
+        assert_eq!(mount.place.folder(), PathBuf::from("/b/2"));
+        for (given, wrong) in [
+            ("vol-0a1", "vol-../../x"),
+            ("vol-0a1", "vol-"),
+            ("/b ", "b "),
+            ("/dev/sdf", "/etc/passwd"),
+            ("--slot 2", "--slot -1"),
+            ("--epoch 1", "--epoch 1 --isolation single"),
+        ] {
+            assert!(read(&line.replace(given, wrong)).is_err(), "{wrong}");
+        }
+        assert!(read(&format!("{line} --isolation PerSlotUser")).is_ok());
     }
 
     #[test]

@@ -9,29 +9,14 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-
 use super::run::script::Restored;
 use super::run::variables::{JobVariables, is_exportable};
 use super::state::{Durability, EnvironmentFolder, gone, make_private, read_json, write_json};
 use crate::spool::FORMAT;
+pub use crate::spool::export::SavedContext;
 
 /// Longest context that is read back, in bytes: far more than a kernel hands to any process.
 pub const LONGEST: u64 = 4 * 1024 * 1024;
-
-/// A context as it is kept.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SavedContext {
-    /// [`FORMAT`] of the writer.
-    pub format: u32,
-    /// The script's last working directory.
-    pub cwd: String,
-    /// Exported variables.
-    pub variables: Vec<(String, String)>,
-    /// The shell's history, if it kept one.
-    #[serde(default)]
-    pub history: String,
-}
 
 impl SavedContext {
     /// Reads what a script left, and leaves out secrets, what GitLab gave and what every script gets.
@@ -124,7 +109,8 @@ mod tests {
             temporary: "/b/0/p.tmp",
             slot: 0,
             version: "1",
-            ca_bundle: None,
+            machine: "x86_64",
+            ..Surroundings::default()
         };
         let given = JobVariables::gather(&job, &surroundings);
         let base =

@@ -6,11 +6,15 @@ use std::io::ErrorKind;
 use std::process::{Command, Stdio};
 
 use super::claim::{self, Caller};
+use super::counter;
+use super::metadata;
 use super::process;
+use super::quiesce;
 use super::refuse::OrRefuse;
 use super::start;
 use super::state::StateFolder;
 use super::tree;
+use super::volume::{note, settle};
 use crate::spool::verb::{Hello, Refusal};
 use crate::spool::{FORMAT, PROTOCOL};
 
@@ -21,12 +25,19 @@ const OLDEST_GIT: (u32, u32) = (2, 31);
 ///
 /// # Errors
 /// A refusal when another pool owns it or a newer holder has been here.
-pub fn hello(state: &StateFolder, pool: &str, pool_uid: &str, epoch: u64) -> Result<Hello, Refusal> {
+pub fn hello(
+    state: &StateFolder,
+    pool: &str,
+    pool_uid: &str,
+    epoch: u64,
+    metadata: bool,
+) -> Result<Hello, Refusal> {
     let claim = {
         let _lock = state.lock().or_refuse("failed to lock the state folder")?;
         claim::admit(state, Caller { pool_uid: Some(pool_uid), pool: Some(pool), epoch })?
     };
     check_formats(state)?;
+    settle::settle(state)?;
     let system = rustix::system::uname();
     let (cgroup, counts_processes) = tree::support();
     Ok(Hello {
@@ -41,6 +52,10 @@ pub fn hello(state: &StateFolder, pool: &str, pool_uid: &str, epoch: u64) -> Res
         counts_processes: counts_processes || start::runs_under_systemd(),
         missing_programs: missing_programs(),
         claim,
+        jobs_started: counter::read(state).or_refuse("failed to read how many jobs there were")?,
+        mounts: note::mounted(state).or_refuse("failed to read which volumes are mounted")?,
+        instance_id: metadata::instance_id(metadata),
+        quiesced: quiesce::read(state).or_refuse("failed to read whether the host is at rest")?,
     })
 }
 

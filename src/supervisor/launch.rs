@@ -16,6 +16,7 @@ use rustix::fs::Mode;
 use rustix::process::{Gid, Uid};
 
 use super::arguments::LaunchOptions;
+use super::errand;
 use super::removal;
 use super::user::JobUser;
 
@@ -33,6 +34,14 @@ pub fn command(doors: Vec<PathBuf>, user: Option<&JobUser>, program: &str) -> Co
 pub fn removal(user: &JobUser, path: &Path) -> Command {
     let mut command = prepare(Vec::new(), Some(user));
     command.arg("--remove").arg(path);
+    command
+}
+
+/// A command that does the errand on its standard input in a tree and as a user, without a program of its own: the
+/// user need not be able to read this binary.
+pub fn errand(doors: Vec<PathBuf>, user: Option<&JobUser>) -> Command {
+    let mut command = prepare(doors, user);
+    command.arg("--errand");
     command
 }
 
@@ -54,6 +63,7 @@ fn prepare(doors: Vec<PathBuf>, user: Option<&JobUser>) -> Command {
 /// The second life.
 pub fn run(options: &LaunchOptions) -> ExitCode {
     match become_program(options) {
+        Ok(()) if options.errand => errand::run(),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -81,6 +91,9 @@ fn become_program(options: &LaunchOptions) -> io::Result<()> {
     if let Some(path) = &options.remove {
         return removal::remove(path)
             .map_err(|error| said(&format!("failed to delete {}", path.display()), error));
+    }
+    if options.errand {
+        return Ok(());
     }
     let mut words = options.program.iter();
     let program: &OsString = words.next().ok_or_else(|| io::Error::other("launch needs a program"))?;

@@ -55,15 +55,9 @@ impl JobLog {
     /// # Errors
     /// When the secrets together are too large to search for.
     pub fn new(file: LogFile, style: LogStyle<'_>) -> io::Result<Self> {
-        let phrases = PhraseMask::new(style.secrets).map_err(io::Error::other)?;
         Ok(Self {
             file,
-            hidden: Hidden {
-                phrases,
-                parameters: ParameterRedactor::default(),
-                prefixes: PrefixRedactor::new(style.token_prefixes.iter().map(String::as_str)),
-                utf8: Utf8Repair::default(),
-            },
+            hidden: Hidden::new(style.secrets, style.token_prefixes)?,
             layout: LineLayout::new(style.timestamps),
             limit: style.limit,
             full: false,
@@ -97,6 +91,19 @@ impl JobLog {
     /// When the file cannot be written.
     pub fn line(&mut self, text: &str) -> io::Result<()> {
         self.write(Stream::Runner, format!("{text}\n").as_bytes())
+    }
+
+    /// Writes a mark of the runner's that GitLab reads: a secret that it happens to hold would break it.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn mark(&mut self, mark: &str) -> io::Result<()> {
+        if self.full {
+            return Ok(());
+        }
+        self.settle()?;
+        self.stream = Stream::Runner;
+        self.append(mark.as_bytes())
     }
 
     /// Writes what is held back because it could be the beginning of a secret.
@@ -166,7 +173,7 @@ impl JobLog {
 
 /// The stages that hide secrets and repair text; they belong to one stream at a time.
 #[derive(Debug)]
-struct Hidden {
+pub struct Hidden {
     phrases: PhraseMask,
     parameters: ParameterRedactor,
     prefixes: PrefixRedactor,
@@ -174,13 +181,28 @@ struct Hidden {
 }
 
 impl Hidden {
-    fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+    /// Hides these secrets, and what follows token prefixes, the server's own included.
+    ///
+    /// # Errors
+    /// When the secrets together are too large to search for.
+    pub fn new(secrets: Vec<String>, token_prefixes: &[String]) -> io::Result<Self> {
+        Ok(Self {
+            phrases: PhraseMask::new(secrets).map_err(io::Error::other)?,
+            parameters: ParameterRedactor::default(),
+            prefixes: PrefixRedactor::new(token_prefixes.iter().map(String::as_str)),
+            utf8: Utf8Repair::default(),
+        })
+    }
+
+    /// Takes bytes as they come and appends what may be shown.
+    pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         let mut masked = Vec::with_capacity(bytes.len());
         self.phrases.push(bytes, &mut masked);
         self.redact(&masked, out);
     }
 
-    fn finish(&mut self, out: &mut Vec<u8>) {
+    /// Ends the stream: what was held back is decided as it stands.
+    pub fn finish(&mut self, out: &mut Vec<u8>) {
         let mut masked = Vec::new();
         self.phrases.finish(&mut masked);
         self.redact(&masked, out);

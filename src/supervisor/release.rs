@@ -14,6 +14,7 @@ use super::process;
 use super::refuse::{OrRefuse, refusal};
 use super::state::{EnvironmentFolder, StateFolder, is_full};
 use super::suspend::owner;
+use super::volume::note;
 use super::workspace;
 use crate::spool::record::{EnvironmentPhase, EnvironmentRecord, JobState, ProcessIdentity};
 use crate::spool::verb::{Refusal, RefusalReason};
@@ -39,6 +40,10 @@ pub fn release(state: &StateFolder, id: &str, force: bool, epoch: u64) -> Result
     let Some(record) = folder.read().or_refuse("failed to read the environment's record")? else {
         return state.delete(&folder, id).or_refuse("failed to delete the environment's state");
     };
+    if !force {
+        // What is not mounted would count as deleted.
+        note::check_ready(state, record.slot)?;
+    }
     end_job(&folder, &record, force)?;
     let releasing = EnvironmentRecord { phase: EnvironmentPhase::Releasing, ..record };
     match folder.job(releasing.job_id).with_room(|| folder.write(&releasing)) {

@@ -10,7 +10,8 @@ pub mod job;
 pub mod script;
 pub mod sources;
 pub mod stage;
-pub mod variables;
+
+pub use crate::gitlab::{inputs, variables};
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -3,6 +3,8 @@
 //! Files are replaced by rename and readable by their owner alone. A reader never sees half a file. A folder that
 //! is being deleted is renamed first, so that a crash leaves nothing that looks like an environment.
 
+mod slots;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -71,6 +73,21 @@ impl StateFolder {
     /// `claim.json`.
     pub fn claim(&self) -> PathBuf {
         self.root.join("claim.json")
+    }
+
+    /// `jobs-started.json`.
+    pub fn jobs_started(&self) -> PathBuf {
+        self.root.join("jobs-started.json")
+    }
+
+    /// `quiesced.json`.
+    pub fn quiesced(&self) -> PathBuf {
+        self.root.join("quiesced.json")
+    }
+
+    /// Caches of all slots, where no other folder is named.
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
     }
 
     fn environments(&self) -> PathBuf {
@@ -235,6 +252,11 @@ impl JobFolder {
     /// The wish to cancel.
     pub fn cancel(&self) -> PathBuf {
         self.path.join("cancel")
+    }
+
+    /// Newer addresses of the job's caches.
+    pub fn cache_urls(&self) -> PathBuf {
+        self.path.join("cache-urls")
     }
 
     /// What is set aside for the job's last words.

@@ -68,6 +68,7 @@ pub fn suspend(state: &StateFolder, name: &JobName, epoch: u64) -> Result<Enviro
             cwd: saved.cwd,
             processes,
             freezer,
+            processes_lost: 0,
             workspace_bytes: None,
         }),
         boot_id: process::boot_id().or_refuse("failed to read the boot id")?,
@@ -81,7 +82,7 @@ pub fn suspend(state: &StateFolder, name: &JobName, epoch: u64) -> Result<Enviro
 fn check(folder: &EnvironmentFolder, record: &EnvironmentRecord, name: &JobName) -> Result<(), Refusal> {
     if record.job_id != name.id {
         let message =
-            format!("environment {} is used by job {}, not {}", name.environment, record.job_id, name.id);
+            format!("environment {} is job {}'s, not job {}'s", name.environment, record.job_id, name.id);
         return Err(refusal(RefusalReason::InUse, message));
     }
     if record.phase == EnvironmentPhase::Releasing {

@@ -28,6 +28,10 @@ pub struct JobUser {
 /// Where `useradd` may be; a connection's PATH often lacks the system folders.
 const USERADD: [&str; 3] = ["/usr/sbin/useradd", "/sbin/useradd", "/usr/bin/useradd"];
 
+/// User id of slot 0, and how many slots have one that is the same on every host: files on a volume belong to a number.
+/// No distribution hands these out.
+const SLOT_IDS: (u32, u32) = (60_800, 384);
+
 /// The user of a slot; made if there is none.
 ///
 /// # Errors
@@ -41,15 +45,28 @@ pub fn of_slot(slot: u32) -> io::Result<JobUser> {
         .iter()
         .find(|path| Path::new(path).exists())
         .ok_or_else(|| io::Error::other("useradd is missing, so no user can be made for a slot"))?;
+    let (first, count) = SLOT_IDS;
+    let id = (slot < count).then(|| first.saturating_add(slot).to_string());
+    if let Some(id) = &id {
+        // Somebody else may have the number, which the files on a volume are then changed to.
+        let _taken = useradd(program, &["--uid", id, &name])?;
+    }
+    if let Some(user) = by_name(&name)? {
+        return Ok(user);
+    }
+    let said = useradd(program, &[&name])?;
+    let made = by_name(&name)?;
+    made.ok_or_else(|| io::Error::other(format!("useradd made no user {name}: {said}")))
+}
+
+/// Adds a user; what the program says to it.
+fn useradd(program: &str, arguments: &[&str]) -> io::Result<String> {
     let output = Command::new(program)
-        .args(["--create-home", "--user-group", "--shell", "/bin/bash", &name])
+        .args(["--create-home", "--user-group", "--shell", "/bin/bash"])
+        .args(arguments)
         .stdin(Stdio::null())
         .output()?;
-    let made = by_name(&name)?;
-    made.ok_or_else(|| {
-        let reason = String::from_utf8_lossy(&output.stderr);
-        io::Error::other(format!("useradd made no user {name}: {}", reason.trim()))
-    })
+    Ok(String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }
 
 /// The user who became root by `sudo`, if this process did.

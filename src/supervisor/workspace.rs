@@ -15,8 +15,8 @@ use super::launch;
 use super::process;
 use super::removal;
 use super::user::JobUser;
-use crate::gitlab::wire::JobPayload;
 use crate::spool::MARKER;
+pub use crate::spool::place::{own_path, path, temporary};
 use crate::spool::record::EnvironmentRecord;
 
 /// The workspace folder as the file system knows it.
@@ -52,25 +52,6 @@ pub enum Mismatch {
     /// The marker is missing or names another environment.
     #[error("the workspace {0} does not carry this environment's marker")]
     Unmarked(String),
-}
-
-/// Path of a job's workspace, or why there is none: `<builds>/<slot>/<group>/<project>`.
-pub fn path(builds_dir: &str, slot: u32, job: &JobPayload) -> Result<String, String> {
-    let project = job.project_path();
-    let is_plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
-    if !builds_dir.starts_with('/') || builds_dir.contains('\0') {
-        return Err(format!("the builds folder {builds_dir:?} is no absolute path"));
-    }
-    if project.is_empty() || !project.split('/').all(is_plain) {
-        return Err(format!("the project path {project:?} cannot be a folder"));
-    }
-    let empty = if job.variable("GIT_STRATEGY") == Some("empty") { "-empty" } else { "" };
-    Ok(format!("{}/{slot}/{project}{empty}", builds_dir.trim_end_matches('/')))
-}
-
-/// Folder of file variables, beside the workspace.
-pub fn temporary(workspace: &str) -> String {
-    format!("{workspace}.tmp")
 }
 
 /// Makes the slot's folder, which belongs to the job's user.
@@ -178,6 +159,15 @@ impl Workspace {
         if !slept_as.is_some_and(is_same) {
             return Err(Mismatch::Replaced(self.path.clone()));
         }
+        self.verify_marker(environment)
+    }
+
+    /// Sees whether the workspace carries the environment's marker: all that tells it on another host, where its
+    /// file system has another device number.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn verify_marker(&self, environment: &str) -> Result<(), Mismatch> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let Ok(file) = rustix::fs::openat(&self.folder, MARKER, flags, Mode::empty()) else {
             return Err(Mismatch::Unmarked(self.path.clone()));
@@ -244,30 +234,20 @@ pub fn remove(path: &str, user: Option<&JobUser>) -> io::Result<()> {
 fn slot_folder(record: &EnvironmentRecord) -> io::Result<PathBuf> {
     let name = record.slot.to_string();
     let project = record.project_path.split('/').count();
-    // The workspace is `<builds>/<slot>/<project path>`, so the slot is that many folders above it.
-    let slot = Path::new(&record.workspace).ancestors().nth(project).map(Path::to_owned);
-    slot.filter(|path| path.file_name().is_some_and(|found| found.to_str() == Some(&name)))
+    // The workspace is `<builds>/<slot>/<project path>`, so the slot is that many folders above it; one where the job
+    // wanted it is anywhere below, and then the first folder of that name is the slot's.
+    let is_slot = |path: &&Path| path.file_name().is_some_and(|found| found.to_str() == Some(&name));
+    let workspace = Path::new(&record.workspace);
+    let usual = workspace.ancestors().nth(project).filter(is_slot);
+    usual
+        .or_else(|| workspace.ancestors().skip(1).filter(is_slot).last())
+        .map(Path::to_owned)
         .ok_or_else(|| io::Error::other(format!("{} is no workspace of slot {name}", record.workspace)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gitlab::wire::JobInfo;
-
-    fn job(project: &str) -> JobPayload {
-        let job_info = JobInfo { project_full_path: project.into(), ..JobInfo::default() };
-        JobPayload { job_info, ..JobPayload::default() }
-    }
-
-    #[test]
-    fn the_path_cannot_leave_the_slot() {
-        assert_eq!(path("/builds/", 1, &job("g/sub/p")).unwrap(), "/builds/1/g/sub/p");
-        for project in ["", "g/../../x", "/etc", "g//p", "."] {
-            assert!(path("/builds", 0, &job(project)).is_err(), "{project}");
-        }
-        assert!(path("builds", 0, &job("g/p")).is_err());
-    }
 
     #[test]
     fn a_link_on_the_way_is_not_followed() {

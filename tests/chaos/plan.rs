@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
+use crate::testbed::cloud::Fault;
 use crate::testbed::control_plane::Part;
 use crate::testbed::gitlab::{Action, Target};
 use crate::testbed::hosts::HostSpec;
@@ -122,6 +123,46 @@ pub fn everything(seed: Seed, kills: usize) -> Vec<Blow> {
     blows
 }
 
+/// So many kills of the operator, half of them while a cloud throttles, answers late, or its answers are lost.
+pub fn in_a_cloud(seed: Seed, count: usize) -> Vec<Blow> {
+    let mut dice = seed.dice(3);
+    let mut blows = kills(seed, count);
+    for blow in &mut blows {
+        if dice.random_range(0..2) == 0 {
+            blow.mishaps.insert(0, Mishap::Cloud(cloud_fault(&mut dice)));
+            // It begins while the old holder lives, and lasts into the days of the next.
+            blow.lasts += between(&mut dice, 0..1500);
+        }
+    }
+    blows
+}
+
+fn cloud_fault(dice: &mut StdRng) -> Fault {
+    let actions = [
+        ("ec2", "CreateVolume"),
+        ("ec2", "AttachVolume"),
+        ("ec2", "DetachVolume"),
+        ("ec2", "DeleteVolume"),
+        ("ec2", "CreateSnapshot"),
+        ("ec2", "DeleteSnapshot"),
+        ("ec2", "StopInstances"),
+        ("ec2", "StartInstances"),
+        ("ec2", "TerminateInstances"),
+        ("ec2", "CreateTags"),
+        ("autoscaling", "SetDesiredCapacity"),
+        ("autoscaling", "DetachInstances"),
+        ("autoscaling", "TerminateInstanceInAutoScalingGroup"),
+        ("*", "*"),
+    ];
+    let (service, action) = *actions.choose(dice).unwrap_or(&("*", "*"));
+    let fault = match dice.random_range(0..3) {
+        0 => Fault::error(service, action, 503, "RequestLimitExceeded"),
+        1 => Fault::latency(service, action, between(dice, 100..2000)),
+        _ => Fault::cut(service, action),
+    };
+    fault.times(dice.random_range(1..6))
+}
+
 /// A mishap that is not the operator's death.
 fn other(dice: &mut StdRng) -> Blow {
     let host = dice.random_range(0..HOSTS);
@@ -190,6 +231,17 @@ fn a_plan_has_as_many_kills_as_wanted_and_each_kind_of_mishap_comes_in_time() {
         kinds.insert(text.split(['(', ' ']).next().unwrap_or_default().to_owned());
     }
     assert_eq!(kinds.len(), 15, "{kinds:?}");
+}
+
+#[test]
+fn a_clouds_plan_is_its_seeds_with_each_kind_of_fault() {
+    let plan = |seed| format!("{:?}", in_a_cloud(Seed(seed), 100));
+    assert_eq!(plan(7), plan(7));
+    for kind in ["Error", "Latency", "Cut"] {
+        assert!(plan(7).contains(kind), "{kind}");
+    }
+    let kills = plan(7).matches("ReplicaKilled").count();
+    assert_eq!(kills, 100);
 }
 
 #[test]

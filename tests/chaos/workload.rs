@@ -106,7 +106,8 @@ impl Workload {
     async fn job(&self, stage: &Stage, name: &str, step: Step, woken: Option<Woken>) -> Result<JobView> {
         let Step { lines, pause_milliseconds, exit_code, sleeps } = step;
         let settles = sleeps && woken.is_none();
-        let doing = Doing { lines, pause_milliseconds, exit_code, settles, wakes: woken.is_some() };
+        let doing =
+            Doing { lines, pause_milliseconds, exit_code, settles, wakes: woken.is_some(), chronicle: None };
         let mut spec = JobSpec::new(name).suspendable().script(script(doing));
         if let Some(woken) = &woken {
             spec = spec.environment_key(&woken.key);
@@ -117,7 +118,7 @@ impl Workload {
             (true, _) => spec.suspend_on_failure(),
         };
         let mut id = stage.gitlab.enqueue(spec);
-        let wanted = Expectation { job: id, lines, exit_code, sleeps, wakes: woken };
+        let wanted = Expectation { job: id, lines, exit_code, sleeps, wakes: woken, expires: false };
         self.expectations.lock().unwrap_or_else(PoisonError::into_inner).push(wanted);
         loop {
             let over = stage.gitlab.wait_until_over(id, LIMIT).await;

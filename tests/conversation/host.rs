@@ -68,9 +68,13 @@ async fn a_cut_that_is_longer_than_the_grace_fails_the_job_and_the_slot_is_used_
 #[tokio::test]
 async fn the_last_words_about_a_lost_host_are_whole_where_an_answer_was_lost_before() -> Result<()> {
     let stage = Stage::start("lostanswer", Setting::pool(json!({ "connectionGrace": "3s" }))).await?;
-    let script = ["echo line 1", "while [ ! -e /tmp/go ]; do sleep 0.05; done", "echo line 2", "sleep 6543"];
+    // One command waits and prints, so that what it prints is the first to come after the wait. What is waited for is that,
+    // not the line that says what is run.
+    let second = r"while [ ! -e /tmp/go ]; do sleep 0.05; done; printf 'line %s\n' 2";
+    let script = ["echo line 1", second, "sleep 6543"];
     let id = stage.gitlab.enqueue(JobSpec::new("lost").script(script));
-    stage.until_log(id, "line 1").await?;
+    // All there is so far: what comes later would take the fault for itself.
+    stage.until_log(id, &format!("{second}\u{1b}[0;m\n")).await?;
     // GitLab has the second line, and the operator cannot know it.
     stage.gitlab.inject(Fault::on(Target::Trace, Action::CutAfterHandling).job(id).once());
     let silent = stage.gitlab.inject(Fault::refuse(Target::Trace, 500).job(id));

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::at_each;
 use crate::suspension::{job, put_to_sleep, until_gone};
-use crate::testbed::gitlab::{Fault, JobSpec, JobState, Target};
+use crate::testbed::gitlab::{Fault, JobId, JobSpec, JobState, Target};
 use crate::testbed::stage::{POOL, SOON, Setting, Stage};
 use crate::testbed::wait::until;
 use crate::traces::{self, on, text, told, until_on};
@@ -20,6 +20,8 @@ const LEFTOVER: [&str; 2] = ["leftover-removed", "slot-seen-clean"];
 const NOTHING_TO_RUN: [&str; 1] = ["lease-failed"];
 const KILLED: [&str; 1] = ["log-sealed-without-suspend"];
 const CANCELED: [&str; 3] = ["job-canceled", "environment-frozen-again", "environment-returned"];
+// Others pass these to go on; here nothing of the job is on the host yet, and GitLab has given it up.
+const BOUND: [&str; 2] = ["environment-bound", "lease-assigned"];
 const WITHDRAWN: [&str; 1] = ["environment-withdrawn"];
 const UNWANTED: [&str; 2] = ["job-stopped", "unwanted-removed"];
 
@@ -32,12 +34,12 @@ async fn a_refusal_keeps_its_text_and_its_reason() -> Result<()> {
     at_each(&stage, &REFUSED, async |stage, death| {
         death.arm(stage).await?;
         let spec = JobSpec::new(death.name()).failure_reasons(["runner_configuration_error"]);
-        let spec = spec.variable("GIT_CLONE_PATH", "/elsewhere").script(["touch /tmp/must-not-run"]);
+        let spec = spec.payload_field("secrets", json!({ "A": {} })).script(["touch /tmp/must-not-run"]);
         let id = stage.gitlab.enqueue(spec);
         death.fall(stage).await?;
         let over = stage.until_over(id).await?;
         ensure!(over.failure_reason.as_deref() == Some("runner_configuration_error"), "{}", told(&over));
-        ensure!(over.log_text().matches("GIT_CLONE_PATH").count() == 1, "{}", told(&over));
+        ensure!(over.log_text().matches("`secrets`").count() == 1, "{}", told(&over));
         let lease = stage.lease_over(id).await?;
         ensure!(lease["status"]["failureReason"] == "runner_configuration_error", "{lease:#}");
         until_on(&stage.hosts[0], "ls /tmp/must-not-run 2>/dev/null || echo none", "none").await
@@ -130,6 +132,22 @@ async fn a_killed_supervisor_is_told_once() -> Result<()> {
     traces::end(stage).await
 }
 
+/// Waits until a job's lease is over: the environment it was to resume sleeps as before, and nothing of the job is left.
+async fn sleeps_on(stage: &Stage, job: JobId, key: &str) -> Result<()> {
+    stage.lease_over(job).await?;
+    let asleep = stage.asleep(key).await?;
+    ensure!(asleep["status"]["boundLease"].is_null() && asleep["status"]["revision"] == 0, "{asleep:#}");
+    until_on(&stage.hosts[0], LEFT, "0").await
+}
+
+/// The environment can be resumed, with what it kept, and is given back after that.
+async fn wakes_whole(stage: Stage, key: &str) -> Result<()> {
+    let woken = stage.run(job("wakes").environment_key(key).script(["cat marker"])).await?;
+    ensure!(woken.state == JobState::Success && woken.log_contains("kept"), "{}", told(&woken));
+    until_gone(&stage, key).await?;
+    traces::end(stage).await
+}
+
 #[tokio::test]
 async fn a_canceled_resume_leaves_its_environment_asleep() -> Result<()> {
     let stage = Stage::start("crash-canceled", Setting::pool(json!({}))).await?;
@@ -143,16 +161,26 @@ async fn a_canceled_resume_leaves_its_environment_asleep() -> Result<()> {
         death.fall(stage).await?;
         let over = stage.until_over(id).await?;
         ensure!(over.state == JobState::Canceled, "{}", told(&over));
-        stage.lease_over(id).await?;
-        let asleep = stage.asleep(&key).await?;
-        ensure!(asleep["status"]["boundLease"].is_null() && asleep["status"]["revision"] == 0, "{asleep:#}");
-        until_on(&stage.hosts[0], LEFT, "0").await
+        sleeps_on(stage, id, &key).await
     })
     .await?;
-    let woken = stage.run(job("wakes").environment_key(&key).script(["cat marker"])).await?;
-    ensure!(woken.state == JobState::Success && woken.log_contains("kept"), "{}", told(&woken));
-    until_gone(&stage, &key).await?;
-    traces::end(stage).await
+    wakes_whole(stage, &key).await
+}
+
+#[tokio::test]
+async fn a_resume_that_gitlab_forgot_before_it_began_leaves_its_environment_asleep() -> Result<()> {
+    let stage = Stage::start("crash-forgotten", Setting::pool(json!({}))).await?;
+    let (_, key) = put_to_sleep(&stage, job("sleeps").script(["echo kept > marker"])).await?;
+    at_each(&stage, &BOUND, async |stage, death| {
+        death.arm(stage).await?;
+        let id = stage.gitlab.enqueue(job(&death.name()).environment_key(&key).script([HOLD]));
+        stage.operator()?.until_ended(SOON).await?;
+        stage.gitlab.forget(id);
+        death.fall(stage).await?;
+        sleeps_on(stage, id, &key).await
+    })
+    .await?;
+    wakes_whole(stage, &key).await
 }
 
 #[tokio::test]

@@ -21,6 +21,10 @@ fn an_older_epoch_is_refused_by_every_verb_that_changes_something() {
         "cancel --environment env1 --job 1 --epoch 4",
         "suspend --environment env1 --job 1 --epoch 4",
         "release --environment env1 --epoch 4",
+        "export --environment env1 --epoch 4",
+        "leave --environment env1 --epoch 4",
+        "quiesce --epoch 4",
+        "notices --epoch 4",
     ] {
         assert_eq!(host.refusal(line), RefusalReason::StaleEpoch { seen: 5 }, "{line}");
     }

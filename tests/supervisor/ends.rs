@@ -1,10 +1,12 @@
 //! Time-outs, cancels and accidents: how a job ends when not by itself.
 
+use std::io::Write;
+
 use dormouse::spool::record::{JobState, Outcome, ScriptEnd};
 use dormouse::spool::verb::{Answer, RefusalReason};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use super::{Cgroups, Host, is_root, order, refused, step, until, variable};
+use super::{Cgroups, Following, Host, is_root, order, refused, step, until, variable};
 
 /// A script that notes its background process and waits for ever.
 const ENDLESS: &[&str] = &["sleep 1000 & echo $! > pid", "echo begun", "wait"];
@@ -177,4 +179,43 @@ fn a_running_job_is_neither_sealed_nor_suspended_nor_released() {
     assert_eq!(host.ask("release --environment env1 --epoch 1 --force"), Answer::Done);
     assert_gone(pid);
     assert!(!host.workspace().exists());
+}
+
+#[test]
+fn without_bash_the_host_is_at_fault_and_the_log_says_what_to_do() {
+    let host = Host::new();
+    let mut command = host.command(&["start"]);
+    let mut child = command.env("PATH", host.path("no-programs")).spawn().unwrap();
+    let order = serde_json::to_vec(&order(&host, "env1", 1, &["echo never"])).unwrap();
+    child.stdin.take().unwrap().write_all(&order).unwrap();
+    let ran = Following::new(child).into_end();
+    assert_eq!(ran.record().result.as_ref().unwrap().outcome, Outcome::SystemFailure, "{}", ran.text());
+    assert!(ran.text().contains("(system failure): bash was not found on the host"), "{}", ran.text());
+}
+
+#[test]
+fn a_code_of_126_of_the_scripts_own_is_the_scripts() {
+    let host = Host::new();
+    let ran = host.run(&order(&host, "env1", 1, &["exit 126"]));
+    let result = ran.record().result.clone().unwrap();
+    assert_eq!((result.outcome, result.exit_code), (Outcome::ScriptFailure, 126), "{}", ran.text());
+}
+
+#[test]
+fn a_kill_for_want_of_memory_is_told_and_is_the_scripts_own_failure() {
+    let group = std::path::Path::new("/sys/fs/cgroup/memory");
+    if !is_root() || !group.join("memory.limit_in_bytes").exists() {
+        eprintln!("left out: a memory limit takes root and the memory controller of cgroup v1");
+        return;
+    }
+    let group = group.join(format!("dormouse-test-{}", std::process::id()));
+    std::fs::create_dir(&group).unwrap();
+    std::fs::write(group.join("memory.limit_in_bytes"), "16777216").unwrap();
+    let host = Host::new();
+    let join = format!("echo $BASHPID > {}/cgroup.procs; exec tail /dev/zero", group.display());
+    let ran = host.run(&order(&host, "env1", 1, &[&format!("( {join} )")]));
+    until("the group is empty", || std::fs::remove_dir(&group).ok());
+    let result = ran.record().result.clone().unwrap();
+    assert_eq!((result.outcome, result.exit_code), (Outcome::ScriptFailure, 137), "{}", ran.text());
+    assert!(ran.text().contains("WARNING: the host ran out of memory meanwhile"), "{}", ran.text());
 }

@@ -33,8 +33,9 @@ fn a_neighbour_can_neither_read_nor_signal_nor_forge() {
         eprintln!("left out: a user per slot takes root");
         return;
     }
-    let host = Host::new();
+    // Gone after the host, whose release would make them again.
     let _users = Users;
+    let host = Host::new();
     let [first, second] = SLOTS;
     let quiet = &[
         "echo precious > file",

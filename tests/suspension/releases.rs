@@ -108,8 +108,8 @@ async fn people_may_move_its_expiry_up_to_the_ceiling_and_change_nothing_else() 
     patch(json!({ "expiresAt": spec["notAfter"] })).await?;
     for (change, words) in [
         (json!({ "expiresAt": "2199-01-01T00:00:00Z" }), "must not be after spec.notAfter"),
-        (json!({ "origin": { "projectId": 8 } }), "only spec.expiresAt may be changed"),
-        (json!({ "workspacePath": "/etc" }), "only spec.expiresAt may be changed"),
+        (json!({ "origin": { "projectId": 8 } }), "only spec.expiresAt and spec.desiredTier may be changed"),
+        (json!({ "workspacePath": "/etc" }), "only spec.expiresAt and spec.desiredTier may be changed"),
         (json!({ "notAfter": "2199-01-01T00:00:00Z" }), "only expiresAt may be"),
     ] {
         let refused = patch(change.clone()).await.err().with_context(|| format!("{change} was taken"))?;

@@ -7,17 +7,25 @@
 use anyhow::Result;
 
 mod arrivals;
+mod artifacts;
 mod budget;
+mod cloud_calls;
+mod cloud_resume;
 mod figures;
 mod latency;
 mod load;
+mod logs;
 mod machine;
+mod noise;
 mod open_jobs;
+mod planner;
 mod plot;
 mod recovery;
 mod sleepers;
+mod sources;
 mod takeover;
 mod throughput;
+mod tiers;
 mod usage;
 mod workspace;
 mod writes;
@@ -41,8 +49,22 @@ impl Options {
 }
 
 /// The names of all measurements, in the order they are made.
-pub const MEASUREMENTS: [&str; 8] =
-    ["writes", "latency", "resume", "throughput", "takeover", "open-jobs", "environments", "recovery"];
+pub const MEASUREMENTS: [&str; 14] = [
+    "planner",
+    "writes",
+    "latency",
+    "resume",
+    "cloud-calls",
+    "cloud-resume",
+    "throughput",
+    "takeover",
+    "open-jobs",
+    "environments",
+    "recovery",
+    "artifacts",
+    "logs",
+    "sources",
+];
 
 /// Measures and reports; whether all that was measured is within its budget.
 pub async fn run(options: Options) -> Result<bool> {
@@ -57,12 +79,18 @@ pub async fn run(options: Options) -> Result<bool> {
         }
         eprintln!("measuring {name}");
         let measured = match name {
+            "planner" => planner::measure(&options, &mut report),
+            "cloud-calls" => cloud_calls::measure(&options, &mut report).await,
+            "cloud-resume" => cloud_resume::measure(&options, &mut report).await,
             "writes" => writes::measure(&options, &mut report).await,
             "latency" => latency::measure(&options, &mut report).await,
             "resume" => workspace::measure(&options, &mut report).await,
             "throughput" => throughput::measure(&options, &mut report).await,
             "open-jobs" => open_jobs::measure(&options, &mut report).await,
             "environments" => sleepers::measure(&options, &mut report).await,
+            "artifacts" => artifacts::measure(&options, &mut report).await,
+            "logs" => logs::measure(&options, &mut report).await,
+            "sources" => sources::measure(&options, &mut report).await,
             "recovery" => recovery::measure(&options, &mut report).await,
             _ => takeover::measure(&options, &mut report).await,
         };

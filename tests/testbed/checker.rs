@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::gitlab::{JobId, JobView};
 
+mod cloud;
 mod environments;
 mod journal;
 mod leftovers;
@@ -18,6 +19,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
+pub use cloud::CloudFacts;
 pub use journal::{Doing, Entry, Verb, script};
 
 /// What whoever queued a job wants of it.
@@ -33,6 +35,8 @@ pub struct Expectation {
     pub sleeps: bool,
     /// The sleeping environment it wakes.
     pub wakes: Option<Woken>,
+    /// Its environment is let expire.
+    pub expires: bool,
 }
 
 /// A sleeping environment, as told by the job that first put it to sleep.
@@ -89,6 +93,8 @@ pub struct Facts {
     pub hosts: Vec<HostFacts>,
     /// The API server.
     pub cluster: ClusterFacts,
+    /// The cloud the hosts are of, if they are.
+    pub cloud: Option<CloudFacts>,
 }
 
 impl Facts {
@@ -100,6 +106,7 @@ impl Facts {
         broken.extend(slots::broken(self));
         broken.extend(environments::broken(self));
         broken.extend(leftovers::broken(self));
+        broken.extend(self.cloud.iter().flat_map(|cloud| cloud::broken(self, cloud)));
         broken
     }
 

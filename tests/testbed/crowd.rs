@@ -200,6 +200,7 @@ impl Crowd {
                 environment_id: id.clone(),
                 expires_at: Time(expires_at),
                 not_after: Time(expires_at),
+                desired_tier: None,
                 workspace_path: workspace.clone(),
                 origin: Origin {
                     project_id,

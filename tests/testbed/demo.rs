@@ -1,27 +1,43 @@
-//! The demo: the main job from end to end, with what a person would type and see.
+//! The demo: the main job from end to end, with what a person would type and see. On hosts here, on instances in `aws`.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::bed::{Bed, NAMESPACE, POOL, say};
+use super::bed::{Bed, NAMESPACE, POOL, Provider, say};
 use super::gitlab::{GitRepo, JobSpec, JobState, JobView};
 use super::wait::until;
+
+mod aws;
 
 const SOON: Duration = Duration::from_secs(60);
 
 /// Runs the demo; fails if anything is not as it should be.
-pub async fn run() -> Result<()> {
-    let bed = Bed::start().await?;
-    let shown = show(&bed).await;
+pub async fn run(provider: Provider) -> Result<()> {
+    let bed = Bed::start(provider).await?;
+    let shown = match provider {
+        Provider::Static => show(&bed).await,
+        Provider::Aws => aws::show(&bed).await,
+    };
+    let violations = bed.gitlab.violations();
+    let shown = shown.and_then(|()| {
+        ensure!(violations.is_empty(), "GitLab saw what a runner must not do: {violations:?}");
+        Ok(())
+    });
     if shown.is_err() {
         println!("\nthe operator said:\n{}", bed.operator.log_tail());
     }
-    say("Cleaning up: environments, pool, operator, hosts, control plane");
+    say(match provider {
+        Provider::Static => "Cleaning up: environments, pool, operator, hosts, control plane",
+        Provider::Aws => "Cleaning up: environments, pool, operator, cloud, control plane",
+    });
     let ended = bed.end().await;
     shown?;
     ended?;
-    say("Done. `make up` leaves the same bed running for you.");
+    match provider {
+        Provider::Static => say("Done. `make up` leaves the same bed running for you."),
+        Provider::Aws => say("Done. `make up PROVIDER=aws` leaves the same bed running for you."),
+    }
     Ok(())
 }
 
@@ -42,10 +58,7 @@ async fn show(bed: &Bed) -> Result<()> {
     outlive(bed).await?;
 
     screen(bed, &["get", "jobleases"]).await?;
-    screen(bed, &["get", "events", "--field-selector", "reportingComponent=dormouse.dev/operator"]).await?;
-    let violations = bed.gitlab.violations();
-    ensure!(violations.is_empty(), "GitLab saw what a runner must not do: {violations:?}");
-    Ok(())
+    screen(bed, &["get", "events", "--field-selector", "reportingComponent=dormouse.dev/operator"]).await
 }
 
 /// A job fails and its environment is put to sleep.

@@ -8,6 +8,7 @@
 
 #![allow(dead_code, unused_imports, reason = "the tests and the bed that stays up use different parts")]
 
+mod access;
 mod artifacts;
 mod assign;
 mod conduct;
@@ -19,6 +20,7 @@ mod fault;
 mod front;
 mod git_http;
 mod job;
+mod large_files;
 mod ledger;
 mod payload;
 mod repository;
@@ -44,18 +46,20 @@ use axum::Router;
 use tokio::{net::TcpSocket, task::JoinHandle};
 
 pub use self::{
+    access::Scope,
     conduct::Restarts,
     fault::{Action, Fault, FaultId, Target},
     job::{Artifact, Fetch, JobId, JobState, JobView, Patch, Put},
     ledger::{Request, Violation},
     repository::GitRepo,
-    runner::{Runner, RunnerId},
+    runner::{Runner, RunnerId, RunnerView},
     spec::{JobSpec, KeySpelling},
 };
 use self::{
     connection::{Connections, Cutter, Door, reserve},
     server::Server,
 };
+use super::ports::free_port;
 
 /// When a job that was handed out begins to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +113,11 @@ pub struct Options {
     pub restarts: Restarts,
     /// Features every runner that asks for jobs has to advertise.
     pub required_features: Vec<String>,
+    /// How long runner tokens live that are issued from now on; for ever without one.
+    pub token_life: Option<Duration>,
+    /// The client asks for jobs in parallel: a request that was sent before another one's answer came may arrive after it,
+    /// with a queue value that is not the latest. Values of the last few answers are then no violation.
+    pub asks_in_parallel: bool,
 }
 
 impl Default for Options {
@@ -135,6 +144,8 @@ impl Default for Options {
             update_interval: 1,
             restarts: Restarts::Told,
             required_features: required.map(str::to_owned).to_vec(),
+            token_life: None,
+            asks_in_parallel: false,
         }
     }
 }
@@ -177,7 +188,12 @@ impl Drop for Running {
 impl GitLab {
     /// Starts a stand-in on loopback.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
-        let socket = reserve(options.listen).context("bind the GitLab stand-in")?;
+        // One that no outgoing connection can take while the stand-in is away.
+        let address = match options.listen.port() {
+            0 => SocketAddr::new(options.listen.ip(), free_port()?),
+            _ => options.listen,
+        };
+        let socket = reserve(address).await.context("bind the GitLab stand-in")?;
         let address = socket.local_addr()?;
         let server = Arc::new(Server::new(options, format!("http://{address}")));
         let connections = Arc::new(Connections::default());
@@ -212,7 +228,7 @@ impl GitLab {
         {
             bail!("the listener of the GitLab stand-in ended badly: {error}");
         }
-        let socket = reserve(self.0.address).context("keep the port of the GitLab stand-in")?;
+        let socket = reserve(self.0.address).await.context("keep the port of the GitLab stand-in")?;
         *self.listening() = Listening::No(socket);
         self.0.connections.cut_all();
         for job in self.0.server.world().jobs.values_mut() {

@@ -5,6 +5,7 @@
 //! stopped, started and cut off, nothing more. The machine's files outside its system folders are never seen or changed.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ use super::{process, tools, wait};
 
 mod addresses;
 pub mod cgroup;
-mod disk;
+pub mod disk;
 mod room;
 mod sshd;
 
@@ -69,6 +70,10 @@ impl Drop for Bed {
 pub struct HostSpec {
     /// A loopback address for it; without one it gets a free one.
     pub address: Option<Ipv4Addr>,
+    /// The folder of its disk, with whatever a host has left there; without one it gets a new disk in its own folder.
+    pub disk: Option<PathBuf>,
+    /// Whether the bed's key opens it; without that only keys that are pushed to it do.
+    pub takes_client_key: bool,
     /// Channels on one connection (sshd's own default).
     pub max_sessions: u32,
     /// Connections that have not logged in yet (sshd's own default).
@@ -77,7 +82,13 @@ pub struct HostSpec {
 
 impl Default for HostSpec {
     fn default() -> Self {
-        Self { address: None, max_sessions: 10, max_startups: "10:30:100".to_owned() }
+        Self {
+            address: None,
+            disk: None,
+            takes_client_key: true,
+            max_sessions: 10,
+            max_startups: "10:30:100".to_owned(),
+        }
     }
 }
 
@@ -121,9 +132,19 @@ impl Hosts {
         &self.bed.client_key
     }
 
+    /// The number of the hosts' subnet, the third byte of their addresses.
+    pub fn subnet(&self) -> u8 {
+        self.bed.subnet.number()
+    }
+
+    /// Makes a host that is off; `name` becomes its host name.
+    pub async fn create(&self, name: &str, spec: HostSpec) -> Result<Host> {
+        Host::create(Arc::clone(&self.bed), name, spec).await
+    }
+
     /// Makes a host and boots it; `name` becomes its host name.
     pub async fn boot(&self, name: &str, spec: HostSpec) -> Result<Host> {
-        let host = Host::create(Arc::clone(&self.bed), name, spec).await?;
+        let host = self.create(name, spec).await?;
         host.start().await?;
         Ok(host)
     }
@@ -178,7 +199,7 @@ impl Host {
         let dir = bed.dir.join(name);
         fs::create_dir(&dir).with_context(|| format!("a host '{name}' exists already"))?;
         let disk = match bed.cgroup {
-            Some(_) => Some(Disk::create(&dir)?),
+            Some(_) => Some(Disk::open(spec.disk.as_deref().unwrap_or(&dir))?),
             None => None,
         };
         let port = if disk.is_some() { ROOT_PORT } else { USER_PORT };
@@ -254,7 +275,10 @@ impl Host {
     /// An ssh client with the bed's key and this host's key pinned, for a caller that adds arguments.
     pub fn ssh_command(&self, user: &str) -> Result<Command> {
         let known = self.dir.join("known_hosts");
-        fs::write(&known, format!("{} {}\n", self.name, self.host_key()?))?;
+        // By a name of its own first: another client reads the file at the same time.
+        let mut written = tempfile::NamedTempFile::new_in(&self.dir)?;
+        writeln!(written, "{} {}", self.name, self.host_key()?)?;
+        written.persist(&known)?;
         let mut command = Command::new("ssh");
         command
             .args(["-F", "none", "-T", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"])
@@ -291,6 +315,12 @@ impl Host {
 
     /// Boots it; returns when its sshd answers.
     pub async fn start(&self) -> Result<()> {
+        self.power_on().await?;
+        self.heal().await
+    }
+
+    /// Boots it without its network: nobody reaches its sshd before [`Host::heal`].
+    pub async fn power_on(&self) -> Result<()> {
         ensure!(self.running().is_none(), "{} is running", self.name);
         let cgroup = self.bed.cgroup.as_ref().map(|bed| bed.child(&self.name)).transpose()?;
         let child = process::spawn(self.boot_command(cgroup.as_ref())?)?;
@@ -308,7 +338,7 @@ impl Host {
             running.init = first_child(running.child.id())?;
         }
         *self.running() = Some(running);
-        self.path.set(Line::Up).await
+        Ok(())
     }
 
     /// Pulls the plug: processes are gone, connections reset, the disk stays.
@@ -319,6 +349,11 @@ impl Host {
             cgroup.kill().await?;
         }
         Ok(())
+    }
+
+    /// The same at once, for one who cannot wait; a frozen host too.
+    pub fn pull_the_plug(&self) {
+        drop(self.running().take());
     }
 
     /// Stops and starts it: the disk is as it was, processes are gone, the boot id is another.
@@ -335,6 +370,11 @@ impl Host {
     /// Lets a frozen host go on.
     pub async fn thaw(&self) -> Result<()> {
         self.cgroup()?.thaw().await
+    }
+
+    /// Whether [`Host::freeze`] was the last of the two.
+    pub fn is_frozen(&self) -> bool {
+        self.cgroup().is_ok_and(|cgroup| cgroup.is_frozen())
     }
 
     /// Changes its network: [`Line::Silent`] hangs connections until [`Host::heal`] (a new one never sees a banner),
@@ -405,10 +445,21 @@ impl Host {
         self.exec_root(&command).await.map(|_| ())
     }
 
+    /// The machine's ids of its processes that run a program whose file's name begins so.
+    pub fn processes(&self, program: &str) -> Result<Vec<u32>> {
+        let all = self.cgroup()?.processes()?;
+        let is_wanted = |id: &u32| {
+            // One that has ended meanwhile is not there. By its file: one may have called itself anything.
+            let file = fs::read_link(format!("/proc/{id}/exe")).unwrap_or_default();
+            file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(program))
+        };
+        Ok(all.into_iter().filter(is_wanted).collect())
+    }
+
     fn cgroup(&self) -> Result<Arc<Cgroup>> {
         let running = self.running();
         let cgroup = running.as_ref().context("the host is off")?.cgroup.as_ref();
-        cgroup.cloned().context("freezing a host takes root")
+        cgroup.cloned().context("without root a host has no cgroup")
     }
 
     /// A file of sshd: on the host's disk, or in its folder without root.
@@ -421,8 +472,15 @@ impl Host {
 
     async fn write_sshd_files(&self, spec: &HostSpec) -> Result<()> {
         let key = self.file(disk::HOST_KEY)?;
-        sshd::generate_key(&key, &self.name).await?;
-        fs::copy(self.bed.client_key.with_extension("pub"), self.file(disk::AUTHORIZED_KEYS)?)?;
+        // A disk that had another host before keeps its key.
+        if !key.exists() {
+            sshd::generate_key(&key, &self.name).await?;
+        }
+        let authorized = match spec.takes_client_key {
+            true => fs::read_to_string(self.bed.client_key.with_extension("pub"))?,
+            false => String::new(),
+        };
+        fs::write(self.file(disk::AUTHORIZED_KEYS)?, authorized)?;
         self.write_sshd_config(spec)
     }
 
@@ -436,7 +494,7 @@ impl Host {
             self.behind,
             &inside(disk::HOST_KEY, &self.file(disk::HOST_KEY)?),
             &inside(disk::AUTHORIZED_KEYS, &self.file(disk::AUTHORIZED_KEYS)?),
-            self.disk.is_some(),
+            self.disk.as_ref().map(|_| Path::new("/").join(disk::PUSHED_KEYS)).as_deref(),
             spec,
         );
         Ok(fs::write(self.file(disk::SSHD_CONFIG)?, config)?)
@@ -468,9 +526,9 @@ impl Host {
     }
 
     fn boot_log(&self) -> String {
-        let logs =
-            [self.dir.join("boot.log"), self.dir.join("sshd.log"), self.dir.join("upper/var/log/sshd.log")];
-        logs.iter().filter_map(|log| fs::read_to_string(log).ok()).collect()
+        let inside = self.disk.as_ref().map(|disk| disk.upper().join("var/log/sshd.log"));
+        let logs = [self.dir.join("boot.log"), self.dir.join("sshd.log")].into_iter().chain(inside);
+        logs.filter_map(|log| fs::read_to_string(log).ok()).collect()
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Running>> {
@@ -485,7 +543,8 @@ fn first_child(unshare: u32) -> Result<u32> {
     Ok(child.parse()?)
 }
 
-async fn run(command: &mut Command) -> Result<Output> {
+/// Runs a command to its end, which may be a failure.
+pub async fn run(command: &mut Command) -> Result<Output> {
     let shown = format!("{:?}", command.as_std());
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
     tokio::time::timeout(COMMAND, output)

@@ -15,8 +15,12 @@ ssh openssh-client the bed looking into its hosts
 ssh-keygen openssh-client keys of hosts and clients
 openssl openssl keys of the API server
 git git sources of jobs, and git http-backend in the GitLab stand-in
+git-lfs git-lfs large files in sources of jobs
 unshare util-linux hosts with their own processes and disk
 setpriv util-linux servers that end with the test that started them
+losetup mount volumes as block devices of hosts
+python3 python3 the stand-in for AWS
+mkfs.ext4 e2fsprogs file systems on volumes
 pgrep procps tests that look for processes on hosts
 ip iproute2 addresses of pods'
 pod_programs='
@@ -30,6 +34,8 @@ missing() {
   printf '%s\n' "$programs" | while read -r program package why; do
     [ -z "$program" ] || command -v "$program" >/dev/null 2>&1 || printf '%s %s %s\n' "$package" "$program" "$why"
   done
+  # No program tells whether Python can make environments of its own.
+  python3 -c 'import venv, ensurepip' 2>/dev/null || printf 'python3-venv venv the environment of the stand-in for AWS\n'
 }
 
 absent=$(missing)

@@ -4,12 +4,15 @@
 
 mod bed;
 mod bench;
+mod cloud;
 mod control_plane;
 mod crowd;
 mod demo;
+mod errand;
 mod fake_host;
 mod gitlab;
 mod hosts;
+mod machines;
 mod operator;
 mod ports;
 mod process;
@@ -22,7 +25,9 @@ mod wait;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: testbed demo | up | down | bench [--quick] [NAME]...";
+use bed::Provider;
+
+const USAGE: &str = "usage: testbed demo [static|aws] | up [static|aws] | down | bench [--quick] [NAME]...";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -35,9 +40,9 @@ fn main() -> ExitCode {
         }
     };
     let result = match command.as_str() {
-        "demo" => runtime.block_on(demo::run()),
-        "up" => runtime.block_on(up::start()),
-        up::SERVE => runtime.block_on(up::serve()),
+        "demo" => runtime.block_on(async { demo::run(Provider::parse(words.next().as_deref())?).await }),
+        "up" => runtime.block_on(async { up::start(Provider::parse(words.next().as_deref())?).await }),
+        up::SERVE => runtime.block_on(async { up::serve(Provider::parse(words.next().as_deref())?).await }),
         "down" => runtime.block_on(up::stop()),
         "bench" => runtime.block_on(measure(words.collect())),
         _ => {

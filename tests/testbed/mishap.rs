@@ -6,6 +6,7 @@
 
 use anyhow::{Context, Result};
 
+use super::cloud::Fault as CloudFault;
 use super::control_plane::Part;
 use super::gitlab::{Action, Fault, FaultId, Target};
 use super::hosts::{Host, HostSpec};
@@ -53,6 +54,8 @@ pub enum Mishap {
     DiskFull(usize, String),
     /// A folder of it cannot be written to.
     ReadOnly(usize, String),
+    /// Calls to the cloud go wrong, until its end clears all that do.
+    Cloud(CloudFault),
 }
 
 /// A mishap that lasts.
@@ -93,7 +96,8 @@ impl Mishap {
             | Self::HostFrozen(_)
             | Self::HostOff(_)
             | Self::DiskFull(..)
-            | Self::ReadOnly(..) => {}
+            | Self::ReadOnly(..)
+            | Self::Cloud(_) => {}
         }
     }
 
@@ -122,6 +126,7 @@ impl Mishap {
             Self::HostOff(index) => host(stage, *index)?.stop().await?,
             Self::DiskFull(index, folder) => host(stage, *index)?.fill(folder).await?,
             Self::ReadOnly(index, folder) => host(stage, *index)?.forbid_writes(folder).await?,
+            Self::Cloud(fault) => stage.cloud()?.cloud.fault(fault.clone()).await?,
         }
         Ok(None)
     }
@@ -172,6 +177,7 @@ impl Trouble {
             Mishap::HostOff(index) => host(stage, *index)?.start().await,
             Mishap::DiskFull(index, folder) => host(stage, *index)?.make_room(folder).await,
             Mishap::ReadOnly(index, folder) => host(stage, *index)?.allow_writes(folder).await,
+            Mishap::Cloud(_) => stage.cloud()?.cloud.clear_faults().await,
         }
     }
 }

@@ -20,6 +20,7 @@ use tokio::process::Command;
 use super::control_plane::{ControlPlane, Options};
 use super::image::{self, Image};
 use super::process::Server;
+use super::tls::self_signed;
 use super::{tools, wait};
 
 mod cgroups;
@@ -49,26 +50,8 @@ impl KubeletAccess {
         fs::create_dir_all(dir)?;
         let access =
             Self { certificate: dir.join("kubelet-access.crt"), key: dir.join("kubelet-access.key") };
-        let output = Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-                "-days",
-                "7",
-            ])
-            .args(["-subj", "/CN=bed-api-server", "-addext", "extendedKeyUsage=clientAuth", "-out"])
-            .arg(&access.certificate)
-            .arg("-keyout")
-            .arg(&access.key)
-            .output()
-            .await
-            .context("failed to run openssl")?;
-        ensure!(output.status.success(), "openssl made no key: {}", String::from_utf8_lossy(&output.stderr));
+        let subject = ["-subj", "/CN=bed-api-server", "-addext", "extendedKeyUsage=clientAuth", "-days", "7"];
+        self_signed(dir, "kubelet-access", &subject).await.context("failed to make a key for the kubelet")?;
         Ok(access)
     }
 

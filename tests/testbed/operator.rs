@@ -145,8 +145,12 @@ impl Operator {
     }
 }
 
-/// The operator's binary, which stands two folders above a test's and one above an example's.
+/// The operator's binary: `$DORMOUSE_OPERATOR`, or the one that stands two folders above a test's and one above an
+/// example's.
 pub fn binary() -> Result<PathBuf> {
+    if let Some(given) = std::env::var_os("DORMOUSE_OPERATOR") {
+        return Ok(PathBuf::from(given));
+    }
     let own = std::env::current_exe()?;
     let folder = own.parent().and_then(Path::parent).context("the program has no folder")?;
     let binary = folder.join("dormouse");

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, anyhow};
 use rustix::fs::{FlockOperation, flock};
+use tokio::net::TcpSocket;
 
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 10_000;
@@ -33,12 +35,26 @@ pub fn free_port() -> Result<u16> {
         }
         let lock = File::options().create(true).append(true).open(folder.join(port.to_string()))?;
         let is_ours = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
-        if is_ours && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if is_ours && is_free(port) {
             claimed.insert(port, lock);
             return Ok(port);
         }
     }
     Err(anyhow!("no free port between {FIRST} and {}", FIRST + COUNT - 1))
+}
+
+/// Whether nobody listens there. Looked at without listening: a child that is just being started has a copy of everything
+/// open here, and a listener in it would keep the port for that long from the one it is for.
+fn is_free(port: u16) -> bool {
+    bind((Ipv4Addr::LOCALHOST, port).into()).is_ok()
+}
+
+/// Binds without listening: connections are refused, and nobody else can listen there.
+pub fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 fn folder() -> PathBuf {

@@ -48,7 +48,8 @@ impl Drop for Scratch {
     }
 }
 
-fn parent() -> PathBuf {
+/// Where the folders of all beds are.
+pub fn parent() -> PathBuf {
     std::env::var_os("DORMOUSE_BED")
         .map_or_else(|| std::env::temp_dir().join("dormouse-bed"), PathBuf::from)
         // Folders of root and of other users do not mix: one could not remove the other's.

@@ -21,7 +21,9 @@ use super::proxy::Proxy;
 use super::scratch::Scratch;
 use super::wait::until;
 
+pub mod cloud;
 mod look;
+pub use cloud::{CloudSetting, CloudStage};
 pub use look::{host, message};
 
 /// Time for anything that should happen soon on a busy machine.
@@ -86,6 +88,8 @@ pub struct Setting {
     /// Operators reach GitLab and the API server over paths that can fail, [`Stage::paths`]. That leaves every other
     /// test of the shared control plane alone.
     pub with_paths: bool,
+    /// The pool's machines are of a cloud, in place of the hosts.
+    pub cloud: Option<CloudSetting>,
     /// Merged into the pool's spec.
     pub pool: Value,
     /// The GitLab.
@@ -106,6 +110,22 @@ impl Setting {
         self
     }
 
+    /// A pool of a cloud that looks at it every second, with these changes.
+    pub fn cloud(changes: Value) -> Self {
+        let mut pool = json!({
+            "maxInstances": 4,
+            "scaling": { "updateInterval": "1s", "updateIntervalWhenExpecting": "1s" },
+        });
+        merge(&mut pool, changes);
+        Self { hosts: Vec::new(), cloud: Some(CloudSetting::default()), ..Self::pool(pool) }
+    }
+
+    /// The same with a cloud that differs from the usual.
+    pub fn in_cloud(mut self, setting: CloudSetting) -> Self {
+        self.cloud = Some(setting);
+        self
+    }
+
     /// The same with paths that can fail.
     pub fn paths(mut self) -> Self {
         self.with_paths = true;
@@ -119,6 +139,7 @@ impl Default for Setting {
             hosts: vec!["alder"],
             host: HostSpec::default(),
             with_paths: false,
+            cloud: None,
             pool: json!({}),
             gitlab: GitLabOptions { hold: Duration::from_secs(20), ..GitLabOptions::default() },
         }
@@ -139,6 +160,8 @@ pub struct Stage {
     pub bed: Hosts,
     /// The hosts, in the order of the setting.
     pub hosts: Vec<Host>,
+    /// The cloud of its pool, where the setting asks for one.
+    pub cloud: Option<CloudStage>,
     /// The operator, unless it was not started.
     pub operator: Option<Operator>,
     /// A second replica, where the test has started one.
@@ -201,7 +224,12 @@ impl Stage {
             true => Some(Paths::open(&cluster, &gitlab, scratch.path()).await?),
             false => None,
         };
+        let cloud = match &setting.cloud {
+            Some(cloud) => Some(CloudStage::open(scratch.path(), cloud).await?),
+            None => None,
+        };
         let stage = Self {
+            cloud,
             cluster,
             namespace,
             gitlab,
@@ -228,7 +256,10 @@ impl Stage {
         stage.apply_pool(setting.pool.clone()).await?;
         stage.operator = Some(stage.start_operator("operator-a").await?);
         stage.until_condition("runnerpool", POOL, "Ready").await?;
-        stage.until_hosts("Ready").await?;
+        if stage.cloud.is_none() {
+            // What a pool in a cloud begins with is its group's affair.
+            stage.until_hosts("Ready").await?;
+        }
         Ok(stage)
     }
 
@@ -243,7 +274,11 @@ impl Stage {
     pub async fn new_operator(&self, name: &str) -> Result<Operator> {
         let direct = self.cluster.operator_kubeconfig();
         let kubeconfig = self.paths.as_ref().map_or(direct, |paths| &paths.kubeconfig);
-        Operator::new(name, kubeconfig, &self.namespace, self.scratch.path()).await
+        let operator = Operator::new(name, kubeconfig, &self.namespace, self.scratch.path()).await?;
+        if let Some(cloud) = &self.cloud {
+            cloud.equip(&operator, self.scratch.path(), &self.namespace)?;
+        }
+        Ok(operator)
     }
 
     /// The network paths of a stage whose setting asks for them.
@@ -275,7 +310,11 @@ impl Stage {
     async fn create_secrets(&self) -> Result<()> {
         let token = format!("--from-literal=token={}", self.runner.token);
         self.kubectl(&["create", "secret", "generic", "runner-token", &token]).await?;
-        let key = format!("--from-file=key={}", self.bed.client_key().display());
+        let key = match &self.cloud {
+            Some(cloud) => cloud.machines.client_key()?.display().to_string(),
+            None => self.bed.client_key().display().to_string(),
+        };
+        let key = format!("--from-file=key={key}");
         self.kubectl(&["create", "secret", "generic", "ssh-key", &key]).await?;
         Ok(())
     }
@@ -299,7 +338,10 @@ impl Stage {
                 "url": gitlab,
                 "tokenSecretRef": { "name": "runner-token", "key": "token" },
             },
-            "provider": { "static": { "hosts": hosts } },
+            "provider": match &self.cloud {
+                Some(cloud) => cloud.provider(),
+                None => json!({ "static": { "hosts": hosts } }),
+            },
             "ssh": {
                 "username": username,
                 "privateKeySecretRef": { "name": "ssh-key", "key": "key" },

@@ -10,8 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::bed::{Bed, NAMESPACE, POOL};
+use super::bed::{Bed, NAMESPACE, POOL, Provider};
 use super::process::Owner;
+use super::stage::cloud::GROUP;
 use super::wait::until;
 
 /// The word with which the background process is started.
@@ -40,7 +41,7 @@ fn running(folder: &Path) -> Option<(Owner, i32)> {
 }
 
 /// Starts the bed in the background and waits until it is up.
-pub async fn start() -> Result<()> {
+pub async fn start(provider: Provider) -> Result<()> {
     let folder = folder()?;
     ensure!(running(&folder).is_none(), "it is up already; `make down` ends it");
     let ready = folder.join("ready");
@@ -49,7 +50,7 @@ pub async fn start() -> Result<()> {
     }
     let log = fs::File::create(folder.join("log"))?;
     let mut child = Command::new(std::env::current_exe()?)
-        .arg(SERVE)
+        .args([SERVE, provider.word()])
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -69,12 +70,12 @@ pub async fn start() -> Result<()> {
 }
 
 /// Is the bed, until SIGTERM.
-pub async fn serve() -> Result<()> {
+pub async fn serve(provider: Provider) -> Result<()> {
     let folder = folder()?;
     fs::write(folder.join("owner"), Owner::this_process()?.to_string())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let bed = Bed::start().await?;
+    let bed = Bed::start(provider).await?;
     let pool = folder.join("pool.yaml");
     fs::write(&pool, serde_saphyr::to_string(&bed.pool()?)?)?;
     let staged = folder.join("ready.new");
@@ -91,6 +92,20 @@ pub async fn serve() -> Result<()> {
     for host in &bed.hosts {
         let (admin, address, port) = (host.admin()?, host.address(), host.port());
         writeln!(file, "host {:<15} {admin}@{address} port {port} (key in Secret ssh-key)", host.name())?;
+    }
+    if let Some(cloud) = &bed.cloud {
+        let lab = format!("{}/lab", cloud.cloud.endpoint());
+        writeln!(file, "EC2 and Auto Scaling {} (group {GROUP})", cloud.cloud.endpoint())?;
+        let words: Vec<String> =
+            cloud.cloud.environment().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        writeln!(file, "  for AWS programs   export {}", words.join(" "))?;
+        writeln!(file, "  what there is      curl {lab}/state   (every call: {lab}/calls?since=0)")?;
+        writeln!(file, "  things that happen docs/testbed-aws.md, Steering it")?;
+        writeln!(
+            file,
+            "  instances          ssh -i {} root@<address>",
+            cloud.machines.client_key()?.display()
+        )?;
     }
     writeln!(file, "a pool to apply      kubectl apply -f {}  (RunnerPool {POOL})", pool.display())?;
     fs::rename(&staged, folder.join("ready"))?;

@@ -34,3 +34,11 @@ needs neither to list nor to watch them. */}}
   resources: [leases]
   verbs: [get, list, watch, create, update, patch, delete]
 {{- end }}
+
+{{/* Its uid is the cluster's name in the tags of what is made in a cloud. A Role cannot grant it: aws.clusterId then. */}}
+{{- define "dormouse.clusterrules" -}}
+- apiGroups: [""]
+  resources: [namespaces]
+  resourceNames: [kube-system]
+  verbs: [get]
+{{- end }}

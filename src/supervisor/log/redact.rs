@@ -1,7 +1,7 @@
 //! Hides what looks like a secret though nobody declared it: values of well-known URL parameters and what follows
 //! well-known token prefixes.
 //!
-//! Works byte by byte and holds nothing back: the name before a secret may be shown, so only the secret's own
+//! Decides byte by byte and holds nothing back: the name before a secret may be shown, so only the secret's own
 //! bytes are withheld. Pure.
 
 use super::mask::MASKED;
@@ -60,7 +60,17 @@ enum ParameterState {
 impl ParameterRedactor {
     /// Takes bytes as they come and appends what may be shown.
     pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
-        for byte in bytes {
+        let mut rest = bytes;
+        loop {
+            // Most of a log is no parameter and is taken at once.
+            if let ParameterState::Text = self.state {
+                let length = rest.iter().position(|byte| begins_name(*byte)).unwrap_or(rest.len());
+                let (text, after) = rest.split_at(length);
+                out.extend_from_slice(text);
+                rest = after;
+            }
+            let Some((byte, after)) = rest.split_first() else { return };
+            rest = after;
             self.state = match std::mem::take(&mut self.state) {
                 ParameterState::Value if !ends_value(*byte) => ParameterState::Value,
                 ParameterState::Name(name)
@@ -77,15 +87,15 @@ impl ParameterRedactor {
                 }
                 ParameterState::Text | ParameterState::Name(_) | ParameterState::Value => {
                     out.push(*byte);
-                    if matches!(byte, b'?' | b'&') {
-                        ParameterState::Name(Vec::new())
-                    } else {
-                        ParameterState::Text
-                    }
+                    if begins_name(*byte) { ParameterState::Name(Vec::new()) } else { ParameterState::Text }
                 }
             };
         }
     }
+}
+
+fn begins_name(byte: u8) -> bool {
+    matches!(byte, b'?' | b'&')
 }
 
 fn is_name(byte: u8) -> bool {
@@ -102,6 +112,8 @@ fn ends_value(byte: u8) -> bool {
 #[derive(Debug)]
 pub struct PrefixRedactor {
     prefixes: Vec<Vec<u8>>,
+    /// The bytes that prefixes end with: at any other there is nothing to compare.
+    last_bytes: Vec<u8>,
     /// The last bytes shown, long enough for the longest prefix.
     tail: Vec<u8>,
     longest: usize,
@@ -131,12 +143,31 @@ impl PrefixRedactor {
         prefixes.sort_unstable();
         prefixes.dedup();
         let longest = prefixes.iter().map(Vec::len).max().unwrap_or(0);
-        Self { prefixes, tail: Vec::with_capacity(2 * MAX_PREFIX), longest, state: PrefixState::Text }
+        let mut last_bytes: Vec<u8> = prefixes.iter().filter_map(|prefix| prefix.last().copied()).collect();
+        last_bytes.sort_unstable();
+        last_bytes.dedup();
+        Self {
+            prefixes,
+            last_bytes,
+            tail: Vec::with_capacity(2 * MAX_PREFIX),
+            longest,
+            state: PrefixState::Text,
+        }
     }
 
     /// Takes bytes as they come and appends what may be shown.
     pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
-        for byte in bytes {
+        let mut rest = bytes;
+        loop {
+            if self.state == PrefixState::Text {
+                let is_last = |byte: &u8| self.last_bytes.contains(byte);
+                let (text, after) = rest.split_at(rest.iter().position(is_last).unwrap_or(rest.len()));
+                out.extend_from_slice(text);
+                self.remember(text);
+                rest = after;
+            }
+            let Some((byte, after)) = rest.split_first() else { return };
+            rest = after;
             if self.state != PrefixState::Text && is_token(*byte) {
                 if self.state == PrefixState::Behind {
                     out.extend_from_slice(MASKED);
@@ -146,17 +177,19 @@ impl PrefixRedactor {
                 continue;
             }
             out.push(*byte);
-            self.remember(*byte);
-            let behind = self.prefixes.iter().any(|prefix| self.tail.ends_with(prefix));
+            self.remember(&[*byte]);
+            let behind = self.last_bytes.contains(byte)
+                && self.prefixes.iter().any(|prefix| self.tail.ends_with(prefix));
             self.state = if behind { PrefixState::Behind } else { PrefixState::Text };
         }
     }
 
-    fn remember(&mut self, byte: u8) {
-        if self.tail.len() >= 2 * MAX_PREFIX {
-            self.tail.drain(..self.tail.len() - self.longest);
+    fn remember(&mut self, shown: &[u8]) {
+        let last = shown.get(shown.len().saturating_sub(self.longest)..).unwrap_or_default();
+        if self.tail.len() + last.len() > 2 * MAX_PREFIX {
+            self.tail.drain(..self.tail.len().saturating_sub(self.longest));
         }
-        self.tail.push(byte);
+        self.tail.extend_from_slice(last);
     }
 }
 

@@ -67,8 +67,10 @@ impl LineLayout {
             self.place = if open { Place::Within(stream, 0) } else { Place::Start };
             return;
         }
+        // One for all lines: writing a time takes longer than copying a line.
+        let time = now.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
         for line in text.split_inclusive(|byte| *byte == b'\n') {
-            self.push_line(stream, line, now, out);
+            self.push_line(stream, line, &time, out);
         }
     }
 
@@ -84,17 +86,17 @@ impl LineLayout {
     }
 
     /// Appends a line or a part of one.
-    fn push_line(&mut self, stream: Stream, line: &[u8], now: Timestamp, out: &mut Vec<u8>) {
+    fn push_line(&mut self, stream: Stream, line: &[u8], time: &str, out: &mut Vec<u8>) {
         let mut rest = line;
         while !rest.is_empty() {
             let written = match self.place {
                 Place::Within(_, written) => written,
                 Place::Start => {
-                    prefix(stream, ' ', now, out);
+                    prefix(stream, " ", time, out);
                     0
                 }
                 Place::Continuation(_) => {
-                    prefix(stream, '+', now, out);
+                    prefix(stream, "+", time, out);
                     0
                 }
             };
@@ -126,9 +128,10 @@ fn cut(text: &[u8], room: usize) -> usize {
     at
 }
 
-fn prefix(stream: Stream, continuation: char, now: Timestamp, out: &mut Vec<u8>) {
-    let time = now.strftime("%Y-%m-%dT%H:%M:%S%.6fZ");
-    out.extend_from_slice(format!("{time} {}{continuation}", stream.mark()).as_bytes());
+fn prefix(stream: Stream, continuation: &str, time: &str, out: &mut Vec<u8>) {
+    for part in [time, " ", stream.mark(), continuation] {
+        out.extend_from_slice(part.as_bytes());
+    }
 }
 
 #[cfg(test)]

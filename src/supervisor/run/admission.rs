@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 
 use rustix::fs::{CWD, FileType, Gid, Mode, Uid};
 
@@ -18,13 +19,16 @@ use crate::spool::record::{EnvironmentPhase, EnvironmentRecord, JobRecord, JobSt
 use crate::spool::verb::{Refusal, RefusalReason};
 use crate::supervisor::arguments::is_environment_id;
 use crate::supervisor::claim::{self, Caller};
+use crate::supervisor::counter;
 use crate::supervisor::holdings::Holdings;
 use crate::supervisor::log::file::LogFile;
 use crate::supervisor::process;
+use crate::supervisor::quiesce;
 use crate::supervisor::refuse::{OrRefuse, not_found, refusal, unsupported};
 use crate::supervisor::state::{Durability, EnvironmentFolder, JobFolder, StateFolder, gone, make_private};
 use crate::supervisor::tree::Tree;
 use crate::supervisor::user::{self, JobUser};
+use crate::supervisor::volume::note;
 use crate::supervisor::workspace::{self, Workspace};
 
 /// What became of an order.
@@ -51,8 +55,19 @@ pub struct Admitted {
     pub user: Option<JobUser>,
     /// Processes and workspace.
     pub holdings: Holdings,
-    /// Whether the environment's processes were lost by a reboot since it was put to sleep.
-    pub rebooted: bool,
+    /// How the environment's processes were lost since it was put to sleep, if they were.
+    pub processes_lost: Option<Loss>,
+    /// Where the host keeps caches, unless the order names another folder.
+    pub caches: PathBuf,
+}
+
+/// How processes that slept were lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The host was restarted.
+    Restart,
+    /// The environment's volume left its host, and so many processes stayed behind.
+    Move(u32),
 }
 
 /// Admits a job or refuses it.
@@ -68,15 +83,18 @@ pub fn admit(state: &StateFolder, order: &JobOrder) -> Result<Admission, Refusal
     if let Some(record) = job.read().or_refuse("failed to read the job's record")? {
         return Ok(Admission::Known(Box::new(record)));
     }
+    note::check_ready(state, order.slot)?;
     let user = job_user(order)?;
     let known = folder.read().or_refuse("failed to read the environment's record")?;
     let mut holdings = Holdings::read(&folder).or_refuse("failed to read the environment's holdings")?;
-    let (environment, rebooted) = match &order.resume {
+    let (environment, processes_lost) = match &order.resume {
         Some(resume) => resumed(order, resume, known, &holdings)?,
-        None => (fresh(state, order, known, user.as_ref())?, false),
+        None => (fresh(state, order, known, user.as_ref())?, None),
     };
 
     let attempt = "failed to write the environment's state";
+    counter::count(state, order.job.id).or_refuse("failed to count the job")?;
+    quiesce::forget(state).or_refuse("failed to say that the host is not at rest any more")?;
     make_private(&folder.path().join("jobs")).or_refuse(attempt)?;
     make_output(&folder, user.as_ref()).or_refuse("failed to make the output pipe")?;
     holdings.forget_other_boots();
@@ -87,7 +105,16 @@ pub fn admit(state: &StateFolder, order: &JobOrder) -> Result<Admission, Refusal
     holdings.write(&folder, Durability::Relaxed).or_refuse(attempt)?;
     folder.write(&environment).or_refuse(attempt)?;
     let record = write_job(order, &folder, &job).or_refuse("failed to write the job's state")?;
-    Ok(Admission::Admitted(Box::new(Admitted { folder, job, environment, record, user, holdings, rebooted })))
+    Ok(Admission::Admitted(Box::new(Admitted {
+        folder,
+        job,
+        environment,
+        record,
+        user,
+        holdings,
+        processes_lost,
+        caches: state.cache(),
+    })))
 }
 
 fn check_order(order: &JobOrder) -> Result<(), Refusal> {
@@ -156,9 +183,8 @@ fn fresh(
 /// A slot that holds another environment takes no job, whatever that environment does: only the operator knows
 /// whether its log has been read.
 fn check_slot(state: &StateFolder, order: &JobOrder) -> Result<(), Refusal> {
-    for other in state.all_environments().or_refuse("failed to list the environments")? {
-        let Some(other) = other.read().or_refuse("failed to read an environment's record")? else { continue };
-        if other.slot == order.slot && other.environment != order.environment {
+    for (_, other) in state.in_slot(order.slot).or_refuse("failed to look for the slot's environment")? {
+        if other.environment != order.environment {
             let message = format!(
                 "slot {} holds environment {} ({:?}, job {}); release it first",
                 order.slot, other.environment, other.phase, other.job_id
@@ -169,13 +195,13 @@ fn check_slot(state: &StateFolder, order: &JobOrder) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The record of an environment that this job wakes, and whether a reboot has taken its processes.
+/// The record of an environment that this job wakes, and how its processes were lost, if they were.
 fn resumed(
     order: &JobOrder,
     resume: &ResumeOrder,
     known: Option<EnvironmentRecord>,
     holdings: &Holdings,
-) -> Result<(EnvironmentRecord, bool), Refusal> {
+) -> Result<(EnvironmentRecord, Option<Loss>), Refusal> {
     let id = &order.environment;
     let known = known.ok_or_else(|| not_found(format!("the host knows no environment {id}")))?;
     let started_before = known.phase == EnvironmentPhase::Active && known.job_id == order.job.id;
@@ -208,7 +234,11 @@ fn resumed(
     let folder = Workspace::of(&known).map_err(|error| mismatch(format!("{}: {error}", known.workspace)))?;
     folder.verify(id, holdings.workspace.as_ref()).map_err(|error| mismatch(error.to_string()))?;
     let boot_id = process::boot_id().or_refuse("failed to read the boot id")?;
-    let rebooted = known.boot_id != boot_id;
+    let left_behind = known.context.as_ref().map_or(0, |context| context.processes_lost);
+    let lost = match left_behind {
+        0 => (known.boot_id != boot_id).then_some(Loss::Restart),
+        count => Some(Loss::Move(count)),
+    };
     Ok((
         EnvironmentRecord {
             phase: EnvironmentPhase::Active,
@@ -217,7 +247,7 @@ fn resumed(
             since: clock::now(),
             ..known
         },
-        rebooted,
+        lost,
     ))
 }
 

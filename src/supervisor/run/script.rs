@@ -17,9 +17,6 @@ const NEVER_KEPT: &str = "_|SHLVL|PWD|OLDPWD|BASH*|GIT_CONFIG_*|DORMOUSE_*";
 /// Lines of history that are kept: enough for a person, and far from a burden.
 const HISTORY_LINES: u32 = 1000;
 
-/// Longest `NAME=value` that Linux hands to a program, in bytes.
-const LONGEST_EXPORT: usize = 128 * 1024;
-
 /// What every stage of a job begins with.
 #[derive(Debug)]
 pub struct Envelope<'a> {
@@ -46,6 +43,8 @@ pub enum Body<'a> {
         restored: Option<&'a Restored>,
         /// Whether the script's end leaves its context behind.
         keep_context: bool,
+        /// Whether commands of several lines get sections of their own.
+        sections: bool,
     },
     /// A script of the runner; it finds its own folder.
     Plain(&'a str),
@@ -72,19 +71,23 @@ impl Envelope<'_> {
         }
         if let Body::Commands { restored: Some(restored), .. } = body {
             for (key, value) in &restored.variables {
-                export(&mut inner, key, value);
+                export(&mut inner, key, value, false);
             }
         }
         self.exports(&mut inner);
         match body {
-            Body::Commands { lines, restored, keep_context } => {
+            Body::Commands { lines, restored, keep_context, sections } => {
                 self.enter_workspace(&mut inner, *restored);
                 if *keep_context {
                     self.keep_context(&mut inner);
                 }
                 self.trace_if_wanted(&mut inner);
-                for line in *lines {
-                    command(&mut inner, line);
+                for (number, line) in lines.iter().enumerate() {
+                    if *sections {
+                        sectioned(&mut inner, number, line);
+                    } else {
+                        command(&mut inner, line);
+                    }
                 }
             }
             Body::Plain(text) => {
@@ -107,21 +110,39 @@ impl Envelope<'_> {
                     quote(&variable.value)
                 ));
             }
-            export(out, &variable.key, &variable.value);
+            let is_shell_only = self.variables.is_shell_only(&variable.key);
+            export(out, &variable.key, &variable.value, is_shell_only);
         }
-        export(out, "CI_JOB_STATUS", self.job_status);
+        export(out, "CI_JOB_STATUS", self.job_status, false);
         for (key, value) in self.git_settings {
             out.push_str("__dormouse_n=${GIT_CONFIG_COUNT:-0}\n");
             out.push_str(&format!("export \"GIT_CONFIG_KEY_$__dormouse_n\"={}\n", quote(key)));
             out.push_str(&format!("export \"GIT_CONFIG_VALUE_$__dormouse_n\"={}\n", quote(value)));
             out.push_str("export GIT_CONFIG_COUNT=$((__dormouse_n + 1))\nunset __dormouse_n\n");
         }
+        self.git_settings_of_old(out);
         // Lines that are no assignment are skipped: a job may write anything into the file.
         out.push_str(
             "if [[ -f $GITLAB_ENV ]]; then while IFS= read -r __dormouse_line || [[ -n $__dormouse_line ]]; do\n\
              if [[ $__dormouse_line =~ ^[A-Za-z_][A-Za-z0-9_]*= ]]; then export \"$__dormouse_line\"; fi\n\
              done < \"$GITLAB_ENV\"; unset __dormouse_line; fi\n",
         );
+    }
+
+    /// git before 2.31 knows no `GIT_CONFIG_COUNT`. What it hands on to its own children is read by all of them, so it
+    /// is set too; a setting that is read twice is the same setting.
+    fn git_settings_of_old(&self, out: &mut String) {
+        // There, a name ends at the first `=`.
+        let settings = self.git_settings.iter().filter(|(key, _)| !key.contains('='));
+        let words: Vec<String> = settings
+            .map(|(key, value)| format!("'{}'", format!("{key}={value}").replace('\'', r"'\''")))
+            .collect();
+        if !words.is_empty() {
+            out.push_str(&format!(
+                "export GIT_CONFIG_PARAMETERS=\"${{GIT_CONFIG_PARAMETERS:+$GIT_CONFIG_PARAMETERS }}\"{}\n",
+                quote(&words.join(" "))
+            ));
+        }
     }
 
     fn enter_workspace(&self, out: &mut String, restored: Option<&Restored>) {
@@ -171,25 +192,32 @@ fn folder(path: &str, flags: &str) -> String {
     format!("[[ -d {path} ]] || mkdir -p {flags} {path}\n")
 }
 
-/// A variable that is too long for the kernel stays the shell's own: exported, it would keep every program from
-/// being started.
-fn export(out: &mut String, key: &str, value: &str) {
-    let verb = if is_too_long(key, value) { "" } else { "export " };
+/// A variable that is too large for programs stays the shell's own.
+fn export(out: &mut String, key: &str, value: &str, is_shell_only: bool) {
+    let verb = if is_shell_only { "" } else { "export " };
     out.push_str(&format!("{verb}{key}={}\n", quote(value)));
 }
 
-/// Whether the kernel would refuse to hand the variable to a program.
-pub fn is_too_long(key: &str, value: &str) -> bool {
-    key.len() + value.len() + 2 > LONGEST_EXPORT
-}
-
 /// Shows a command in bold green and runs it; of several lines only the first is shown.
-fn command(out: &mut String, line: &str) {
+pub fn command(out: &mut String, line: &str) {
     let shown = match line.trim_end().split_once('\n') {
         Some((first, _)) => format!("$ {first} # collapsed multi-line command"),
         None => format!("$ {line}"),
     };
     out.push_str(&format!("echo {}\n{line}\n", quote(&format!("\x1b[32;1m{shown}\x1b[0;m"))));
+}
+
+/// Runs a command of several lines in a section of its own that opens to the whole of it; others as [`command`] does.
+fn sectioned(out: &mut String, number: usize, line: &str) {
+    if !line.trim_end().contains('\n') {
+        return command(out, line);
+    }
+    let name = format!("section_script_step_{number}");
+    let text = quote(&format!("\x1b[32;1m$ {}\x1b[0;m\n", line.trim_end()));
+    out.push_str(&format!(
+        "printf 'section_start:%(%s)T:{name}[hide_duration=true,collapsed=true]\\r\\e[0K%s' -1 {text}\n{line}\n\
+         printf 'section_end:%(%s)T:{name}\\r\\e[0K' -1\n"
+    ));
 }
 
 /// Quotes any text as one word of a shell; NUL, which no shell can hold, is dropped.
@@ -237,6 +265,21 @@ mod tests {
             wanted.push(0);
             prop_assert_eq!(output.stdout, wanted);
         }
+    }
+
+    #[test]
+    fn a_section_of_a_command_holds_all_of_it() {
+        let mut out = String::new();
+        sectioned(&mut out, 4, "echo 100% \\\\ && {\n  echo deep\n}\n");
+        let output = Command::new("bash").arg("-c").arg(out).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (start, rest) =
+            text.split_once(":section_script_step_4[hide_duration=true,collapsed=true]\r\x1b[0K").unwrap();
+        assert!(start.starts_with("section_start:1"), "{text}");
+        assert!(
+            rest.contains("$ echo 100% \\\\ && {\n  echo deep\n}\x1b[0;m\n100% \\\ndeep\nsection_end:1"),
+            "{text}"
+        );
     }
 
     #[test]

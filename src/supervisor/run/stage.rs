@@ -4,11 +4,13 @@
 //! leaves in the background live on and keep writing to the environment's pipe, which later stages read too.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,6 +18,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::cancel::{CancelWatch, CancelWish};
+use crate::supervisor::errand::Errand;
 use crate::supervisor::launch;
 use crate::supervisor::log::JobLog;
 use crate::supervisor::log::timestamp::Stream;
@@ -26,6 +29,10 @@ use crate::supervisor::user::JobUser;
 
 /// How long processes that were asked to end may take before they are killed.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long what was killed is waited for: only a process that the kernel cannot end, such as one that waits for a
+/// disk that is gone, takes longer.
+const GIVE_UP: Duration = Duration::from_secs(5 * 60);
 
 /// How often to look for the end of a process on kernels that give no notice of it.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -98,21 +105,57 @@ impl Shell {
         self.cancel.wish()
     }
 
-    /// Starts a stage.
+    /// Whether there is a `bash` where stages look for it.
+    pub fn has_bash(&self) -> bool {
+        let folders = self.base.get("PATH").map(String::as_str).unwrap_or_default();
+        folders.split(':').any(|folder| {
+            let found = fs::metadata(Path::new(folder).join("bash"));
+            found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+        })
+    }
+
+    /// Starts a stage. With it comes its script, whose place tells how far it has been read.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(&self, script: &str, tree: &Tree) -> io::Result<Child> {
+    pub fn start(&self, script: &str, tree: &Tree) -> io::Result<(Child, File)> {
+        let command = launch::command(tree.doors(), self.user.as_ref(), "bash");
+        self.spawn(command, script.as_bytes(), None, tree)
+    }
+
+    /// Starts an errand, with a file in place of its standard error if it needs one that the job's user may not open.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_errand(
+        &self,
+        errand: &Errand,
+        file: Option<&File>,
+        tree: &Tree,
+    ) -> io::Result<(Child, File)> {
+        let command = launch::errand(tree.doors(), self.user.as_ref());
+        self.spawn(command, &serde_json::to_vec(errand)?, file, tree)
+    }
+
+    fn spawn(
+        &self,
+        mut command: Command,
+        input: &[u8],
+        file: Option<&File>,
+        tree: &Tree,
+    ) -> io::Result<(Child, File)> {
         // A file in memory: bash reads it in blocks, and no disk ever holds it.
         let mut stdin = File::from(rustix::fs::memfd_create("stage", MemfdFlags::CLOEXEC)?);
-        stdin.write_all(script.as_bytes())?;
+        stdin.write_all(input)?;
         stdin.rewind()?;
-        let mut command = launch::command(tree.doors(), self.user.as_ref(), "bash");
         command.env_clear().envs(&self.base).env(MARK_VARIABLE, &tree.name).current_dir("/");
-        command.stdin(Stdio::from(stdin));
+        command.stdin(Stdio::from(stdin.try_clone()?));
         command.stdout(Stdio::from(self.writer.try_clone()?));
-        command.stderr(Stdio::from(self.writer.try_clone()?));
-        command.spawn()
+        command.stderr(match file {
+            Some(file) => Stdio::from(file.try_clone()?),
+            None => Stdio::from(self.writer.try_clone()?),
+        });
+        Ok((command.spawn()?, stdin))
     }
 
     /// Sees a stage to its end.
@@ -130,7 +173,10 @@ impl Shell {
         let mut stopping: Option<Stopping> = None;
         let mut exited = None;
         loop {
-            self.wait(ending.as_ref(), next_look(limits, stopping.as_ref()))?;
+            let look = next_look(limits, stopping.as_ref());
+            // A kernel that gives no notice of the end is asked for it.
+            let soon = || Some(look.unwrap_or(limits.job).min(Instant::now() + LOOK_AGAIN));
+            self.wait(ending.as_ref(), if ending.is_some() { look } else { soon() })?;
             self.copy_output(CHUNK, log)?;
             exited = exited.or(child.try_wait()?);
             let end = match (exited, &stopping) {
@@ -139,6 +185,8 @@ impl Shell {
                 (Some(_), Some(stopping)) => tree.processes()?.is_empty().then_some(stopping.cause),
                 (None, _) => None,
             };
+            let given_up = stopping.as_ref().filter(|stopping| stopping.kill_at + GIVE_UP <= Instant::now());
+            let end = end.or(given_up.map(|stopping| stopping.cause));
             if let Some(end) = end {
                 self.copy_output(LAST_OUTPUT, log)?;
                 log.settle()?;
@@ -164,6 +212,31 @@ impl Shell {
             if stopping.as_ref().is_some_and(|stopping| stopping.kill_at <= now) {
                 tree.kill()?;
             }
+        }
+    }
+
+    /// Lets a time pass; what processes in the background write is still copied. The answer is what ended the wait
+    /// early.
+    ///
+    /// # Errors
+    /// When the log cannot be written or the kernel fails.
+    pub fn pause(
+        &mut self,
+        length: Duration,
+        limits: Limits,
+        log: &mut JobLog,
+    ) -> io::Result<Option<StageEnd>> {
+        let until = Instant::now() + length;
+        loop {
+            let now = Instant::now();
+            if let Some(cause) = self.cause_to_stop(limits, now)? {
+                return Ok(Some(cause));
+            }
+            if now >= until {
+                return Ok(None);
+            }
+            self.wait(None, next_look(limits, None).map(|look| look.min(until)))?;
+            self.copy_output(CHUNK, log)?;
         }
     }
 
@@ -199,15 +272,12 @@ impl Shell {
     }
 
     fn wait(&self, ending: Option<&OwnedFd>, until: Option<Instant>) -> io::Result<()> {
-        let mut patience = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let patience = until.map(|until| until.saturating_duration_since(Instant::now()));
         let mut sources = vec![
             PollFd::new(&self.output, PollFlags::IN),
             PollFd::from_borrowed_fd(self.cancel.as_fd(), PollFlags::IN),
         ];
-        match ending {
-            Some(ending) => sources.push(PollFd::new(ending, PollFlags::IN)),
-            None => patience = Some(patience.map_or(LOOK_AGAIN, |patience| patience.min(LOOK_AGAIN))),
-        }
+        sources.extend(ending.map(|ending| PollFd::new(ending, PollFlags::IN)));
         let timeout = patience.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
         match poll(&mut sources, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),

@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use super::{Holder, signal_all};
+use crate::supervisor::mounts;
 use crate::supervisor::state::gone;
 
 /// The file of the pids controller that says how many processes there may be.
@@ -93,7 +94,7 @@ fn make_usable(path: &Path, control: &str) -> bool {
 
 fn home_v2(own: &str, mounts: &str) -> Option<PathBuf> {
     let place = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let mount = mounts.lines().filter_map(Mount::parse).find(|mount| mount.kind == "cgroup2")?;
+    let mount = mounts::parse(mounts).into_iter().find(|mount| mount.kind == "cgroup2")?;
     mount.folder_of(place)
 }
 
@@ -103,43 +104,10 @@ fn home_v1(own: &str, mounts: &str, controller: &str) -> Option<PathBuf> {
         let (controllers, place) = rest.split_once(':')?;
         controllers.split(',').any(|name| name == controller).then_some(place)
     })?;
-    let mount = mounts.lines().filter_map(Mount::parse).find(|mount| {
+    let mount = mounts::parse(mounts).into_iter().find(|mount| {
         mount.kind == "cgroup" && mount.options.split(',').any(|option| option == controller)
     })?;
     mount.folder_of(place)
-}
-
-struct Mount<'a> {
-    root: &'a str,
-    point: PathBuf,
-    kind: &'a str,
-    options: &'a str,
-}
-
-impl<'a> Mount<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
-        let (place, filesystem) = line.split_once(" - ")?;
-        let mut place = place.split(' ').skip(3);
-        let (root, point) = (place.next()?, place.next()?);
-        let mut filesystem = filesystem.split(' ');
-        let kind = filesystem.next()?;
-        let options = filesystem.nth(1)?;
-        Some(Self { root, point: PathBuf::from(unescape(point)), kind, options })
-    }
-
-    /// Where a cgroup is under this mount, if it can be seen there.
-    fn folder_of(&self, place: &str) -> Option<PathBuf> {
-        let below = if self.root == "/" { place } else { place.strip_prefix(self.root)? };
-        let folder = self.point.join(below.trim_start_matches('/'));
-        folder.is_dir().then_some(folder)
-    }
-}
-
-/// Undoes the octal escapes of `/proc/self/mountinfo`.
-fn unescape(text: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(text.to_owned(), |text, (escape, character)| text.replace(escape, character))
 }
 
 /// All processes of a folder and the folders in it.
@@ -306,16 +274,6 @@ fn still_waiting(path: &Path, wanted: &str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_mount_in_a_container_is_read_relative_to_its_root() {
-        let line =
-            "31 24 0:26 /slice/one /sys/fs/cgroup\\040x rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate";
-        let mount = Mount::parse(line).unwrap();
-        assert_eq!((mount.root, mount.kind, mount.options), ("/slice/one", "cgroup2", "rw,nsdelegate"));
-        assert_eq!(mount.point, Path::new("/sys/fs/cgroup x"));
-        assert!(mount.folder_of("/elsewhere").is_none());
-    }
 
     #[test]
     fn a_limit_is_set_only_where_the_kernel_counts_and_its_refusals_are_read() {

@@ -34,8 +34,12 @@ pub async fn run_alone(stage: &Stage, job: JobSpec) -> Result<JobView> {
 /// From GitLab handing the job out to the first byte of its script in GitLab's log, in milliseconds.
 pub fn first_byte(view: &JobView) -> Result<f64> {
     let picked_up = view.picked_up_at.context("the job was never handed out")?;
-    let arrived = view.arrived_at(&format!("{STAMP}1")).context("the script's output never arrived")?;
-    Ok(milliseconds(picked_up, arrived))
+    Ok(milliseconds(picked_up, arrival(view)?))
+}
+
+/// When the first byte of its script was in GitLab's log.
+pub fn arrival(view: &JobView) -> Result<Timestamp> {
+    view.arrived_at(&format!("{STAMP}1")).context("the script's output never arrived")
 }
 
 /// From the script's last line, on the host, to GitLab having the job's end, in milliseconds.
@@ -46,8 +50,13 @@ pub fn end(view: &JobView) -> Result<f64> {
 
 /// When the script ran, by its own word.
 fn stamp(view: &JobView) -> Result<Timestamp> {
-    let log = view.log_text();
-    let text = log.rsplit_once(&format!("{STAMP}1")).map(|(_, rest)| rest).unwrap_or_default();
+    stamped(&view.log_text(), STAMP)
+}
+
+/// The time a script wrote last behind a mark, as `$EPOCHREALTIME`.
+pub fn stamped(log: &str, mark: &str) -> Result<Timestamp> {
+    let text = log.rsplit_once(&format!("{mark}1")).map(|(_, rest)| rest);
+    let text = text.with_context(|| format!("the log has no {mark}"))?;
     let digits: String = text.chars().take_while(|character| !character.is_whitespace()).collect();
     let (seconds, microseconds) = digits.split_once(['.', ',']).context("the stamp is not a time")?;
     let seconds: i64 = format!("1{seconds}").parse()?;

@@ -33,6 +33,11 @@ impl Usage {
         Ok(Self { resident: mebibytes("VmRSS:")?, peak: mebibytes("VmHWM:")?, ticks, at: Instant::now() })
     }
 
+    /// Processor time since it began, in seconds.
+    pub fn seconds(&self) -> f64 {
+        self.ticks / TICKS_PER_SECOND
+    }
+
     /// Processor time since an earlier look, in seconds.
     pub fn seconds_since(&self, earlier: &Self) -> f64 {
         (self.ticks - earlier.ticks) / TICKS_PER_SECOND

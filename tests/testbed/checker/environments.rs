@@ -16,6 +16,7 @@ pub fn broken(facts: &Facts) -> Vec<String> {
         }
         if let Some(key) = &job.environment_key
             && !is_woken(facts, job.id, key)
+            && !wanted.expires
         {
             broken.extend(not_asleep(facts, job.id, key).map(|what| format!("environment {key}: {what}")));
         }
@@ -39,6 +40,10 @@ fn not_asleep(facts: &Facts, job: JobId, key: &str) -> Option<String> {
     if known["status"]["phase"] != "Suspended" {
         return Some(format!("it is not asleep but {}", known["status"]["phase"]));
     }
+    // Where it is kept in a cloud is told of there.
+    if facts.cloud.is_some() {
+        return None;
+    }
     let id = key.rsplit('=').next().unwrap_or_default();
     let Some((host, _)) = facts.entries(job).next() else {
         return Some(format!("no host remembers job {job}, which put it to sleep"));
@@ -58,7 +63,10 @@ fn woke_otherwise(facts: &Facts, job: JobId, woken: &Woken) -> Option<String> {
         return Some(format!("it wakes what job {} made, which never began", woken.of));
     };
     let places = [(&host.name, &entry.folder), (&first_host.name, &first.folder)];
-    if places[0] != places[1] {
+    // In a cloud it may go on elsewhere, in a folder of the same name.
+    let is_elsewhere =
+        if facts.cloud.is_some() { places[0].1 != places[1].1 } else { places[0] != places[1] };
+    if is_elsewhere {
         return Some(format!("it woke in {:?}, and what it wakes was in {:?}", places[0], places[1]));
     }
     let found = |verb| facts.entries(job).find(|(_, entry)| entry.verb == verb).map(|(_, entry)| entry);
@@ -69,6 +77,8 @@ fn woke_otherwise(facts: &Facts, job: JobId, woken: &Woken) -> Option<String> {
     }
     match (found(Verb::Alive), found(Verb::Dead)) {
         (Some(_), None) => None,
+        // Processes live through tier Hot alone, and through hibernation.
+        (None, Some(_)) if facts.cloud.is_some() => None,
         (None, Some(_)) => Some("the background process did not live through the sleep".to_owned()),
         (_, _) => Some("nothing is known of the background process".to_owned()),
     }

@@ -1,5 +1,6 @@
 //! Gathers what is judged, from outside: GitLab's record, the hosts' file systems, kubectl.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -7,7 +8,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::journal::FILE;
-use super::{ClusterFacts, Entry, Expectation, Facts, HostFacts};
+use super::{CloudFacts, ClusterFacts, Entry, Expectation, Facts, HostFacts};
+use crate::testbed::chronicle::Chronicle;
 use crate::testbed::gitlab::JobId;
 use crate::testbed::hosts::Host;
 use crate::testbed::stage::Stage;
@@ -29,7 +31,28 @@ impl Facts {
             violations: stage.gitlab.violations().iter().map(ToString::to_string).collect(),
             hosts,
             cluster: ClusterFacts::gather(stage).await?,
+            cloud: None,
         })
+    }
+}
+
+impl Facts {
+    /// The same of a stage whose hosts are of a cloud, and write to a chronicle.
+    pub async fn gather_in_cloud(
+        stage: &Stage,
+        chronicle: &Chronicle,
+        expectations: Vec<Expectation>,
+    ) -> Result<Self> {
+        let mut facts = Self::gather(stage, expectations).await?;
+        let mut hosts: BTreeMap<String, HostFacts> = BTreeMap::new();
+        for (name, line) in chronicle.lines() {
+            let host =
+                hosts.entry(name.clone()).or_insert_with(|| HostFacts { name, ..HostFacts::default() });
+            host.journal.extend(Entry::read_all(&line)?);
+        }
+        facts.hosts = hosts.into_values().collect();
+        facts.cloud = Some(CloudFacts::gather(stage).await?);
+        Ok(facts)
     }
 }
 

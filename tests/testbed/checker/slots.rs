@@ -42,6 +42,10 @@ fn stays(facts: &Facts) -> BTreeMap<(String, String), Vec<Stay>> {
             let place = stays.entry((host.name.clone(), slot(&begin.folder))).or_default();
             let owner = format!("job {} ({})", job.id, job.name);
             place.push(Stay { from: begin.at, to: end, owner });
+            // In a cloud a sleeping environment may leave its slot to others.
+            if facts.cloud.is_some() {
+                continue;
+            }
             let (Some(from), Some(key)) = (end, &job.environment_key) else { continue };
             place.push(Stay { from, to: next_with(facts, key, from), owner: format!("environment {key}") });
         }

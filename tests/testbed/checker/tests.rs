@@ -57,7 +57,7 @@ fn entry(verb: Verb, job: u64, at: u64, word: &str) -> Entry {
 }
 
 fn wanted(job: u64, lines: u32) -> Expectation {
-    Expectation { job: JobId(job), lines, exit_code: 0, sleeps: false, wakes: None }
+    Expectation { job: JobId(job), lines, exit_code: 0, sleeps: false, wakes: None, expires: false }
 }
 
 /// Job 1 puts an environment to sleep, job 2 wakes it and puts it to sleep again, and there it is. Job 3 ran in

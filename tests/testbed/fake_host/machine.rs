@@ -240,6 +240,10 @@ impl Machine {
             counts_processes: true,
             missing_programs: Vec::new(),
             claim,
+            jobs_started: 0,
+            mounts: Vec::new(),
+            instance_id: None,
+            quiesced: None,
         })
     }
 

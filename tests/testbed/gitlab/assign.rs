@@ -17,7 +17,7 @@ use super::{
     job::{JobId, JobState},
     payload, rules,
     runner::RunnerId,
-    runner_calls::{Caller, authenticated, body_of, meet_machine},
+    runner_calls::{Caller, authenticated, body_of, judge_token, meet_machine},
     server::Server,
     world::World,
 };
@@ -64,7 +64,8 @@ fn admit(server: &Server, exchange: &Exchange) -> Result<Poll, Answer> {
     let world = &mut *server.world();
     let body = body_of(world, exchange, FIELDS, Caller::Machine)?;
     let token = rules::text(&body, "token").unwrap_or("").to_owned();
-    let was_ever_valid = world.retired_tokens.contains(&token);
+    let was_ever_valid = world.retired_tokens.contains_key(&token);
+    judge_token(world, exchange, &body);
     let Some(runner) = authenticated(world, &body) else {
         if !was_ever_valid {
             let what = "asks for jobs with a token that verify would have refused";
@@ -259,7 +260,8 @@ fn nothing(server: &Server, exchange: &Exchange, poll: &Poll) -> Answer {
         return Answer::refusal(StatusCode::FORBIDDEN);
     };
     if let Some(machine) = machine_of(world, poll) {
-        machine.answered(&value, !exchange.answer_may_be_lost);
+        let is_surely_seen = !exchange.answer_may_be_lost && !server.options.asks_in_parallel;
+        machine.answered(&value, is_surely_seen);
     }
     Answer::status(StatusCode::NO_CONTENT).with(LAST_UPDATE, value)
 }

@@ -25,8 +25,13 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
 };
 
+use super::super::ports::bind;
+
 /// Connections waiting to be accepted.
 const BACKLOG: u32 = 1024;
+
+/// How long a child that is being started may hold copies of our sockets.
+const COPIES_CLOSE: Duration = Duration::from_secs(5);
 
 /// The handle on one connection.
 #[derive(Clone, Debug)]
@@ -172,10 +177,18 @@ impl Listener for Door {
     }
 }
 
-/// Binds without listening: connections are refused, and nobody else can take the port.
-pub(super) fn reserve(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket)
+/// Keeps a port without listening on it. A child that is just being started
+/// has a copy of everything open here, a listener that was closed a moment ago too: until it runs, the port is in use.
+pub(super) async fn reserve(address: SocketAddr) -> io::Result<TcpSocket> {
+    let deadline = tokio::time::Instant::now() + COPIES_CLOSE;
+    loop {
+        match bind(address) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            bound => return bound,
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use axum::http::Method;
 
-use super::job::JobId;
+use super::{access::Call, job::JobId, runner::RunnerId};
 
 /// A call, told by its method and path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,10 @@ pub(super) enum Endpoint {
     EnvironmentKey(JobId),
     UploadArtifacts(JobId),
     DownloadArtifacts(JobId),
+    /// Where artifacts lie: the object storage behind GitLab.
+    Storage(JobId),
+    /// A REST call about runners, with an access token.
+    Access(Call),
     /// git over HTTP: the project and the path below its repository.
     Git {
         project: String,
@@ -31,6 +35,9 @@ impl Endpoint {
     pub fn of(method: &Method, path: &str) -> Self {
         if let Some(call) = path.strip_prefix("/api/v4/") {
             return Self::of_api(method.as_str(), call);
+        }
+        if let Some(id) = path.strip_prefix("/-/storage/").and_then(|id| id.parse().ok()) {
+            return if method == Method::GET { Self::Storage(JobId(id)) } else { Self::Unknown };
         }
         match path.trim_start_matches('/').split_once(".git/") {
             Some((project, rest)) if project.contains('/') => {
@@ -49,6 +56,18 @@ impl Endpoint {
             ("POST", ["runners", "reset_authentication_token"]) => Self::ResetToken,
             ("GET", ["runners", "router", "discovery"]) => Self::Discovery,
             ("POST", ["jobs", "request"]) => Self::RequestJob,
+            ("POST", ["user", "runners"]) => Self::Access(Call::Create),
+            ("GET", ["runners", "all"]) => Self::Access(Call::List("all".to_owned())),
+            ("GET", [of @ ("groups" | "projects"), id, "runners"]) => {
+                Self::Access(Call::List(format!("{of}/{id}")))
+            }
+            (_, ["runners", id, rest @ ..]) => match (id.parse().map(RunnerId), method, rest) {
+                (Ok(id), "GET", []) => Self::Access(Call::Show(id)),
+                (Ok(id), "PUT", []) => Self::Access(Call::Change(id)),
+                (Ok(id), "DELETE", []) => Self::Access(Call::Remove(id)),
+                (Ok(id), "POST", ["reset_authentication_token"]) => Self::Access(Call::ResetToken(id)),
+                _ => Self::Unknown,
+            },
             (_, ["jobs", id, rest @ ..]) => match (id.parse().map(JobId), method, rest) {
                 (Ok(id), "PUT", []) => Self::Update(id),
                 (Ok(id), "PATCH", ["trace"]) => Self::Trace(id),
@@ -68,20 +87,23 @@ impl Endpoint {
             | Self::Trace(id)
             | Self::EnvironmentKey(id)
             | Self::UploadArtifacts(id)
-            | Self::DownloadArtifacts(id) => Some(*id),
+            | Self::DownloadArtifacts(id)
+            | Self::Storage(id) => Some(*id),
             Self::Verify
             | Self::Unregister
             | Self::UnregisterMachine
             | Self::ResetToken
             | Self::Discovery
             | Self::RequestJob
+            | Self::Access(_)
             | Self::Git { .. }
             | Self::Unknown => None,
         }
     }
 
-    /// Whether the call is part of the runner API (git comes from the host, not from the runner).
+    /// Whether the call is part of the runner API (git comes from the host, not from the runner; the storage is not
+    /// GitLab).
     pub fn is_runner_api(&self) -> bool {
-        !matches!(self, Self::Git { .. })
+        !matches!(self, Self::Git { .. } | Self::Storage(_))
     }
 }

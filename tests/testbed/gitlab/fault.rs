@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::http::Method;
 
 use super::{
+    access::Call,
     endpoint::Endpoint,
     exchange::{Answer, Exchange},
     job::JobId,
@@ -20,6 +21,10 @@ pub enum Target {
     Any,
     /// `POST runners/verify`.
     Verify,
+    /// `POST runners/reset_authentication_token`.
+    ResetToken,
+    /// `POST user/runners`.
+    CreateRunner,
     /// `POST jobs/request`, job or no job.
     RequestJob,
     /// `POST jobs/request` that is answered with a job. Only actions after handling apply.
@@ -34,6 +39,8 @@ pub enum Target {
     Trace,
     /// Artifacts, either way.
     Artifacts,
+    /// The storage where artifacts lie.
+    Storage,
     /// git over HTTP.
     Git,
     /// A method, and a part of the path.
@@ -45,6 +52,8 @@ impl Target {
         match self {
             Self::Any => true,
             Self::Verify => exchange.endpoint == Endpoint::Verify,
+            Self::ResetToken => exchange.endpoint == Endpoint::ResetToken,
+            Self::CreateRunner => exchange.endpoint == Endpoint::Access(Call::Create),
             Self::RequestJob | Self::Assignment => exchange.endpoint == Endpoint::RequestJob,
             Self::Update => matches!(exchange.endpoint, Endpoint::Update(_)),
             Self::UpdateTo(state) => asked_state(exchange).as_deref() == Some(*state),
@@ -55,6 +64,7 @@ impl Target {
             Self::Artifacts => {
                 matches!(exchange.endpoint, Endpoint::UploadArtifacts(_) | Endpoint::DownloadArtifacts(_))
             }
+            Self::Storage => matches!(exchange.endpoint, Endpoint::Storage(_)),
             Self::Git => matches!(exchange.endpoint, Endpoint::Git { .. }),
             Self::Path(method, part) => exchange.method == *method && exchange.path.contains(part.as_str()),
         }
@@ -127,7 +137,7 @@ impl Fault {
         self
     }
 
-    /// Adds a header to the refusal.
+    /// Adds a header to the refusal. `ratelimit-resettime` in seconds becomes the date it then is.
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         if let Action::Refuse(_, headers) = &mut self.action {
             headers.push((name, value.into()));
@@ -175,21 +185,27 @@ impl Faults {
         self.entries.iter().find(|entry| entry.id == id).map_or(0, |entry| entry.hits)
     }
 
-    /// The action for a request that has just arrived.
-    pub fn on_arrival(&mut self, exchange: &Exchange) -> Option<Action> {
-        self.pick(exchange, |target| *target != Target::Assignment)
+    /// The action for a request that has just arrived, and is about this job.
+    pub fn on_arrival(&mut self, exchange: &Exchange, job: Option<JobId>) -> Option<Action> {
+        self.pick(exchange, job, |target| *target != Target::Assignment)
     }
 
     /// Whether the answer to a handled request is lost.
     pub fn cuts_answer(&mut self, exchange: &Exchange, answer: &Answer) -> bool {
-        answer.status == 201 && self.pick(exchange, |target| *target == Target::Assignment).is_some()
+        let is_assigned = |target: &Target| *target == Target::Assignment;
+        answer.status == 201 && self.pick(exchange, exchange.endpoint.job(), is_assigned).is_some()
     }
 
-    fn pick(&mut self, exchange: &Exchange, eligible: fn(&Target) -> bool) -> Option<Action> {
+    fn pick(
+        &mut self,
+        exchange: &Exchange,
+        job: Option<JobId>,
+        eligible: fn(&Target) -> bool,
+    ) -> Option<Action> {
         let matching = self.entries.iter_mut().filter(|entry| {
             eligible(&entry.fault.target)
                 && entry.fault.times.is_none_or(|times| entry.hits < times)
-                && entry.fault.job.is_none_or(|job| exchange.endpoint.job() == Some(job))
+                && entry.fault.job.is_none_or(|wanted| job == Some(wanted))
                 && entry.fault.target.matches(exchange)
         });
         for entry in matching {

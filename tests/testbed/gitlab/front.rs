@@ -10,10 +10,10 @@ use axum::{
     extract::{ConnectInfo, State},
     http::{Request as HttpRequest, Response, StatusCode},
 };
-use jiff::Timestamp;
+use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
 
 use super::{
-    artifacts, assign,
+    access, artifacts, assign,
     connection::Cutter,
     endpoint::Endpoint,
     exchange::{Answer, Exchange},
@@ -29,6 +29,9 @@ use super::{
 const LONGEST_BODY: usize = 512 << 20;
 /// Bodies kept in the record.
 const KEPT_BODY: usize = 16 << 10;
+
+/// When a rate limit ends. Faults give it in seconds from the answer.
+const RESET_TIME: &str = "ratelimit-resettime";
 
 /// Serves one request of the runner API or of git.
 pub(super) async fn serve(
@@ -92,7 +95,9 @@ fn arrive(server: &Server, exchange: &mut Exchange) -> Option<Action> {
             world.ledger.violate(exchange, rule, what);
         }
     }
-    let action = world.faults.on_arrival(exchange)?;
+    // The path of a call of git names no job; its password does.
+    let job = exchange.endpoint.job().or_else(|| git_http::job_of(world, exchange));
+    let action = world.faults.on_arrival(exchange, job)?;
     exchange.answer_may_be_lost = true;
     if let Some(job) = exchange.endpoint.job().and_then(|id| world.jobs.get_mut(&id)) {
         job.conduct.excuse();
@@ -113,6 +118,8 @@ async fn answer(server: &Arc<Server>, exchange: &Exchange) -> Answer {
         Endpoint::EnvironmentKey(id) => artifacts::environment_key(server, exchange, *id),
         Endpoint::UploadArtifacts(id) => artifacts::upload(server, exchange, *id),
         Endpoint::DownloadArtifacts(id) => artifacts::download(server, exchange, *id),
+        Endpoint::Storage(id) => artifacts::stored(server, exchange, *id),
+        Endpoint::Access(call) => access::serve(server, exchange, call),
         Endpoint::Git { project, rest } => git_http::serve(server, exchange, project, rest).await,
         Endpoint::Unknown => Answer::refusal(StatusCode::NOT_FOUND),
     }
@@ -120,7 +127,17 @@ async fn answer(server: &Arc<Server>, exchange: &Exchange) -> Answer {
 
 fn refuse(status: u16, headers: Vec<(&'static str, String)>) -> Answer {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    headers.into_iter().fold(Answer::refusal(status), |answer, (name, value)| answer.with(name, value))
+    headers.into_iter().fold(Answer::refusal(status), |answer, (name, value)| match name {
+        RESET_TIME => answer.with(name, from_now(&value)),
+        _ => answer.with(name, value),
+    })
+}
+
+/// The date so many seconds from now, as headers write it; what is no number is sent as it is.
+fn from_now(seconds: &str) -> String {
+    let Ok(seconds) = seconds.parse() else { return seconds.to_owned() };
+    let at = Timestamp::now() + Duration::from_secs(seconds);
+    DateTimePrinter::new().timestamp_to_rfc9110_string(&at).unwrap_or_default()
 }
 
 fn open_record(exchange: &Exchange) -> Request {

@@ -9,10 +9,13 @@ use bytes::Bytes;
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use super::{
+    endpoint::Endpoint,
     exchange::{Answer, Exchange},
     job::{Fetch, JobId},
+    large_files,
     repository::{GitRepo, clean_environment},
     server::Server,
+    world::World,
 };
 
 /// A fetch of a test's repository takes far less; more is a process that hangs.
@@ -43,6 +46,9 @@ pub(super) async fn serve(server: &Server, exchange: &Exchange, project: &str, r
     let Some((repo, job)) = repo else {
         return Answer::refusal(StatusCode::NOT_FOUND);
     };
+    if let Some(call) = large_files::Call::of(exchange.method.as_str(), rest) {
+        return large_files::serve(&repo, exchange, &call, &format!("{}/{project}.git", server.url));
+    }
     match tokio::time::timeout(BACKEND_TIMEOUT, backend(&repo, exchange, rest, job)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
@@ -51,6 +57,13 @@ pub(super) async fn serve(server: &Server, exchange: &Exchange, project: &str, r
         }
         Err(_) => Answer::refusal(StatusCode::GATEWAY_TIMEOUT),
     }
+}
+
+/// The job whose token a call of git is made with.
+pub(super) fn job_of(world: &World, exchange: &Exchange) -> Option<JobId> {
+    let Endpoint::Git { .. } = exchange.endpoint else { return None };
+    let token = password(exchange)?;
+    world.jobs.values().find(|job| job.view.token == token).map(|job| job.view.id)
 }
 
 /// The password of basic authentication as `gitlab-ci-token`.
@@ -106,17 +119,17 @@ async fn backend(repo: &GitRepo, exchange: &Exchange, rest: &str, job: JobId) ->
     if output.stdout.is_empty() {
         bail!("git http-backend: {}", String::from_utf8_lossy(&output.stderr));
     }
-    parse_cgi(&output.stdout)
+    parse_cgi(output.stdout.into())
 }
 
 /// From the output of a CGI program to the answer.
-fn parse_cgi(output: &[u8]) -> anyhow::Result<Answer> {
+fn parse_cgi(mut output: Bytes) -> anyhow::Result<Answer> {
     let end = output.windows(4).position(|four| four == b"\r\n\r\n").context("no CGI header")?;
-    let (head, body) = output.split_at(end);
-    let body = body.get(4..).unwrap_or_default();
+    let head = output.split_to(end);
     let mut answer = Answer::status(StatusCode::OK);
-    answer.body = Bytes::copy_from_slice(body);
-    for line in std::str::from_utf8(head).context("CGI header")?.lines() {
+    // A pack may be large: it is not copied.
+    answer.body = output.split_off(4);
+    for line in std::str::from_utf8(&head).context("CGI header")?.lines() {
         let (name, value) = line.split_once(':').context("CGI header line")?;
         let value = value.trim();
         if name.eq_ignore_ascii_case("status") {

@@ -118,6 +118,12 @@ pub struct Fetch {
 pub struct Artifact {
     /// The upload's query string.
     pub query: String,
+    /// `artifact_type`.
+    pub kind: String,
+    /// The name of the file.
+    pub file_name: String,
+    /// The file.
+    pub file: Vec<u8>,
     /// The multipart body as it came.
     pub body: Vec<u8>,
 }

@@ -126,7 +126,7 @@ fn job_info(job: &JobView, spec: &JobSpec) -> Value {
 fn git_info(spec: &JobSpec, sources: &Sources) -> Value {
     json!({
         "repo_url": sources.url,
-        "repo_object_format": "sha1",
+        "repo_object_format": spec.git.as_ref().map_or("sha1", |(repo, _)| repo.object_format()),
         "ref": sources.reference,
         "sha": sources.sha,
         "before_sha": sources.before_sha,

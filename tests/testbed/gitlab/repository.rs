@@ -1,13 +1,16 @@
 //! Projects' repositories, made by the real git in a folder of their own.
 
 use std::{
+    collections::BTreeMap,
     io::Write as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::Arc,
+    process::{ChildStdin, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 /// A bare repository with its project's path. Clones share it; the last one removes it.
@@ -15,6 +18,9 @@ use tempfile::TempDir;
 pub struct GitRepo {
     project: String,
     folder: Arc<TempDir>,
+    object_format: &'static str,
+    /// Large files by the id of their content.
+    large_files: Arc<Mutex<BTreeMap<String, Bytes>>>,
 }
 
 /// What a name in a repository stands for.
@@ -27,9 +33,16 @@ pub(super) struct Resolved {
 impl GitRepo {
     /// An empty repository for the project, for example `group/project`.
     pub fn create(project: impl Into<String>) -> anyhow::Result<Self> {
+        Self::with_format(project, "sha1")
+    }
+
+    /// An empty repository whose objects are named by `sha1` or `sha256`.
+    pub fn with_format(project: impl Into<String>, object_format: &'static str) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("gitlab-project-").tempdir()?;
-        let repo = Self { project: project.into(), folder: Arc::new(folder) };
-        repo.git(&["init", "--quiet", "--bare", "--initial-branch=main", "."], &[])?;
+        let folder = Arc::new(folder);
+        let repo = Self { project: project.into(), folder, object_format, large_files: Arc::default() };
+        let format = format!("--object-format={object_format}");
+        repo.git(&["init", "--quiet", "--bare", "--initial-branch=main", &format, "."], &[])?;
         // A runner fetches the job's commit by its id, which GitLab allows.
         repo.git(&["config", "uploadpack.allowAnySHA1InWant", "true"], &[])?;
         Ok(repo)
@@ -66,9 +79,82 @@ impl GitRepo {
         self.git(&["rev-parse", &format!("refs/heads/{branch}")], &[])
     }
 
+    /// Adds a commit to `main` with files of any bytes, which are made one at a time: it may be larger than memory.
+    /// They are kept as they come, for bytes that do not get smaller.
+    pub fn commit_large(
+        &self,
+        message: &str,
+        files: impl Iterator<Item = (String, Vec<u8>)>,
+    ) -> anyhow::Result<String> {
+        let arguments = ["-c", "core.compression=0", "fast-import", "--quiet", "--depth=0"];
+        self.git_with(&arguments, |git| {
+            write!(
+                git,
+                "commit refs/heads/main\n\
+                 committer Developer <developer@example.com> 1700000000 +0000\n\
+                 data {}\n{message}\n",
+                message.len(),
+            )?;
+            for (path, content) in files {
+                write!(git, "M 100644 inline {path}\ndata {}\n", content.len())?;
+                git.write_all(&content)?;
+                git.write_all(b"\n")?;
+            }
+            Ok(())
+        })?;
+        self.tip()
+    }
+
     /// Names a commit with a tag.
     pub fn tag(&self, name: &str, commit: &str) -> anyhow::Result<()> {
         self.git(&["tag", name, commit], &[]).map(drop)
+    }
+
+    /// Adds a commit to `main` with a submodule at `path`.
+    pub fn commit_submodule(&self, path: &str, url: &str, commit: &str) -> anyhow::Result<String> {
+        let known = self.git(&["show", "refs/heads/main:.gitmodules"], &[]).unwrap_or_default();
+        let modules = format!("{known}\n[submodule \"{path}\"]\n\tpath = {path}\n\turl = {url}\n");
+        let parent = self.git(&["rev-parse", "refs/heads/main"], &[])?;
+        let stream = format!(
+            "commit refs/heads/main\n\
+             committer Developer <developer@example.com> 1700000000 +0000\n\
+             data 9\nsubmodule\nfrom {parent}\n\
+             M 160000 {commit} {path}\n\
+             M 100644 inline .gitmodules\ndata {}\n{modules}\n",
+            modules.len(),
+        );
+        self.git(&["fast-import", "--quiet"], stream.as_bytes())?;
+        self.git(&["rev-parse", "refs/heads/main"], &[])
+    }
+
+    /// The commit `main` is at.
+    pub fn tip(&self) -> anyhow::Result<String> {
+        self.git(&["rev-parse", "refs/heads/main"], &[])
+    }
+
+    /// Makes any reference stand for a commit.
+    pub fn set_ref(&self, name: &str, commit: &str) -> anyhow::Result<()> {
+        self.git(&["update-ref", name, commit], &[]).map(drop)
+    }
+
+    /// Keeps a large file beside the repository; returns what is committed in its place.
+    pub fn large_file(&self, content: &str) -> String {
+        let id: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+        let pointer =
+            format!("version https://git-lfs.github.com/spec/v1\noid sha256:{id}\nsize {}\n", content.len());
+        let mut all = self.large_files.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(id, Bytes::copy_from_slice(content.as_bytes()));
+        pointer
+    }
+
+    /// A large file by the id of its content.
+    pub(super) fn large_content(&self, id: &str) -> Option<Bytes> {
+        self.large_files.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// How objects are named.
+    pub(super) fn object_format(&self) -> &'static str {
+        self.object_format
     }
 
     /// The bare repository's folder.
@@ -91,6 +177,14 @@ impl GitRepo {
     }
 
     fn git(&self, arguments: &[&str], input: &[u8]) -> anyhow::Result<String> {
+        self.git_with(arguments, |git| git.write_all(input))
+    }
+
+    fn git_with(
+        &self,
+        arguments: &[&str],
+        write: impl FnOnce(&mut ChildStdin) -> std::io::Result<()>,
+    ) -> anyhow::Result<String> {
         let mut child = Command::new("git")
             .args(arguments)
             .current_dir(self.folder.path())
@@ -102,7 +196,7 @@ impl GitRepo {
             .spawn()
             .context("start git")?;
         if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input).context("write to git")?;
+            write(&mut stdin).context("write to git")?;
         }
         let output = child.wait_with_output().context("wait for git")?;
         if !output.status.success() {

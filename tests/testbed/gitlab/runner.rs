@@ -6,9 +6,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    time::Duration,
 };
 
-use super::secret;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::{exchange::Object, secret};
+
+fn new_token() -> String {
+    format!("glrt-t1_{}", secret::letters(20))
+}
 
 /// The number GitLab gives a runner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +37,21 @@ pub struct Runner {
     pub token: String,
 }
 
+/// A runner as a test looks at it.
+#[derive(Clone, Debug)]
+pub struct RunnerView {
+    /// Its number.
+    pub id: RunnerId,
+    /// Its token.
+    pub token: String,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// What it was made with, and changed to.
+    pub settings: Value,
+    /// The system ids that have used it.
+    pub machines: Vec<String>,
+}
+
 /// A runner as the server keeps it.
 #[derive(Debug)]
 pub(super) struct RunnerRecord {
@@ -40,22 +63,64 @@ pub(super) struct RunnerRecord {
     pub machines: BTreeMap<String, Machine>,
     /// Changes whenever a job appears that this runner could take.
     pub queue_value: String,
+    /// What it was made with, and changed to, in the words of the REST API.
+    pub settings: Object,
+    /// Whether it takes jobs without tags.
+    pub runs_untagged: bool,
+    /// Whether it gets none.
+    pub is_paused: bool,
+    /// Whether a machine has ever used its token.
+    pub has_contacted: bool,
+    /// When its token expires.
+    pub expires_at: Option<Timestamp>,
 }
 
 impl RunnerRecord {
     pub fn new(id: RunnerId, tags: BTreeSet<String>) -> Self {
         Self {
             id,
-            token: format!("glrt-t1_{}", secret::letters(20)),
+            token: new_token(),
             tags,
             machines: BTreeMap::new(),
             queue_value: secret::hex(32),
+            settings: Object::new(),
+            runs_untagged: true,
+            is_paused: false,
+            has_contacted: false,
+            expires_at: None,
         }
+    }
+
+    /// Gives it another token, which lives for that long; answers the old one.
+    pub fn issue_token(&mut self, life: Option<Duration>) -> String {
+        self.expires_at = life.map(|life| Timestamp::now() + life);
+        std::mem::replace(&mut self.token, new_token())
+    }
+
+    /// Its token as it is told when it was issued.
+    pub fn issued(&self) -> Value {
+        json!({ "token": self.token, "token_expires_at": self.expires_at.map(|at| at.to_string()) })
+    }
+
+    /// The same with its id.
+    pub fn issued_with_id(&self) -> Value {
+        let expires_at = self.expires_at.map(|at| at.to_string());
+        json!({ "id": self.id.0, "token": self.token, "token_expires_at": expires_at })
+    }
+
+    /// Does what its settings say.
+    pub fn take_settings(&mut self) {
+        let flag = |name: &str| self.settings.get(name).and_then(Value::as_bool);
+        self.runs_untagged = flag("run_untagged").unwrap_or(true);
+        self.is_paused = flag("paused").unwrap_or(false);
+        let tags = self.settings.get("tag_list").and_then(Value::as_array).cloned().unwrap_or_default();
+        self.tags = tags.iter().filter_map(|tag| tag.as_str().map(str::to_owned)).collect();
     }
 
     /// Whether a job that asks for `tags` may go to this runner.
     pub fn serves(&self, tags: &BTreeSet<String>) -> bool {
-        tags.is_subset(&self.tags)
+        let takes = if tags.is_empty() { self.runs_untagged } else { tags.is_subset(&self.tags) };
+        takes && !self.is_paused
     }
 
     /// Tells the machines that poll with the old value that the queue has changed.
@@ -81,7 +146,7 @@ pub(super) struct Machine {
 
 impl Machine {
     /// Records that an answer carried `value`. `surely_seen` is false when a fault may have
-    /// swallowed the answer: then the older values stay possible.
+    /// swallowed the answer, or the next request may be on its way already: then the older values stay possible.
     pub fn answered(&mut self, value: &str, surely_seen: bool) {
         if surely_seen && self.open_requests <= 1 {
             self.seen_values.clear();

@@ -9,7 +9,6 @@ use super::{
     exchange::{Answer, Exchange, Object},
     rules::{self, RunnerCall},
     runner::RunnerRecord,
-    secret,
     server::Server,
     world::World,
 };
@@ -21,6 +20,7 @@ pub(super) fn verify(server: &Server, exchange: &Exchange) -> Answer {
         Ok(body) => body,
         Err(answer) => return answer,
     };
+    judge_token(world, exchange, &body);
     let Some(runner) = authenticated(world, &body) else {
         return Answer::refusal(StatusCode::FORBIDDEN);
     };
@@ -40,7 +40,7 @@ pub(super) fn unregister(server: &Server, exchange: &Exchange) -> Answer {
     };
     let (id, token) = (runner.id, runner.token.clone());
     world.runners.remove(&id);
-    world.retired_tokens.insert(token);
+    world.retire(token, exchange.answer_may_be_lost);
     Answer::status(StatusCode::NO_CONTENT)
 }
 
@@ -71,9 +71,9 @@ pub(super) fn reset_token(server: &Server, exchange: &Exchange) -> Answer {
     let Some(runner) = authenticated(world, &body) else {
         return Answer::refusal(StatusCode::FORBIDDEN);
     };
-    let old = std::mem::replace(&mut runner.token, format!("glrt-t1_{}", secret::letters(20)));
-    let answer = json!({ "token": runner.token, "token_expires_at": null });
-    world.retired_tokens.insert(old);
+    let old = runner.issue_token(server.options.token_life);
+    let answer = runner.issued();
+    world.retire(old, exchange.answer_may_be_lost);
     Answer::json(StatusCode::CREATED, &answer)
 }
 
@@ -123,6 +123,7 @@ pub(super) fn meet_machine(runner: &mut RunnerRecord, body: &Object) {
     let Some(system_id) = rules::text(body, "system_id") else {
         return;
     };
+    runner.has_contacted = true;
     let machine = runner.machines.entry(system_id.to_owned()).or_default();
     let features: Option<BTreeSet<String>> =
         rules::object(body, "info").and_then(|info| rules::object(info, "features")).map(|features| {
@@ -138,5 +139,13 @@ pub(super) fn meet_machine(runner: &mut RunnerRecord, body: &Object) {
 }
 
 fn details(runner: &RunnerRecord) -> Value {
-    json!({ "id": runner.id.0, "token": runner.token, "token_expires_at": null })
+    runner.issued_with_id()
+}
+
+/// Rule `token_not_retired`: a token is not used any more by whoever was told that it is dead.
+pub(super) fn judge_token(world: &mut World, exchange: &Exchange, body: &Object) {
+    let token = rules::text(body, "token").unwrap_or("");
+    if world.retired_tokens.get(token) == Some(&false) {
+        world.ledger.violate(exchange, "token_not_retired", "its user was told that this token is dead");
+    }
 }

@@ -69,6 +69,8 @@ pub struct JobSpec {
     pub(super) needs_features: BTreeSet<String>,
     pub(super) chunks_pending: u32,
     pub(super) log_resets: u32,
+    pub(super) artifacts_limit: Option<usize>,
+    pub(super) archive: Option<Vec<u8>>,
     pub(super) log_limit: u64,
     pub(super) edits: Vec<Edit>,
     pub(super) raw_payload: Option<String>,
@@ -111,6 +113,8 @@ impl JobSpec {
             needs_features: BTreeSet::new(),
             chunks_pending: 0,
             log_resets: 0,
+            artifacts_limit: None,
+            archive: None,
             log_limit: 100 << 20,
             edits: Vec::new(),
             raw_payload: None,
@@ -282,6 +286,18 @@ impl JobSpec {
     /// Answers the first `n` final updates that carry a checksum with 202.
     pub fn chunks_pending(mut self, n: u32) -> Self {
         self.chunks_pending = n;
+        self
+    }
+
+    /// Artifacts of more than so many bytes are answered with 413.
+    pub fn artifacts_limit(mut self, bytes: usize) -> Self {
+        self.artifacts_limit = Some(bytes);
+        self
+    }
+
+    /// What others get as this job's archive, whatever it uploads itself.
+    pub fn archive(mut self, bytes: Vec<u8>) -> Self {
+        self.archive = Some(bytes);
         self
     }
 

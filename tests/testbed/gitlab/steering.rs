@@ -5,7 +5,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use super::{
-    Fault, FaultId, GitLab, GitRepo, JobId, JobSpec, JobState, JobView, Request, Runner, Violation,
+    Fault, FaultId, GitLab, GitRepo, JobId, JobSpec, JobState, JobView, Request, Runner, RunnerId, Violation,
+    access::Scope,
+    runner::{RunnerRecord, RunnerView},
+    secret,
     world::World,
 };
 
@@ -14,6 +17,41 @@ impl GitLab {
     /// Registers a runner with these tags.
     pub fn register_runner(&self, tags: &[&str]) -> Runner {
         self.0.server.world().register_runner(tags.iter().map(|&tag| tag.to_owned()).collect())
+    }
+
+    /// An access token that may do this.
+    pub fn access_token(&self, scope: Scope) -> String {
+        let token = format!("glpat-{}", secret::letters(20));
+        self.0.server.world().access_tokens.insert(token.clone(), scope);
+        token
+    }
+
+    /// Every runner there is: its id, its tags, its settings in the words of the REST API, its token.
+    pub fn runners(&self) -> Vec<RunnerView> {
+        let world = self.0.server.world();
+        let view = |runner: &RunnerRecord| RunnerView {
+            id: runner.id,
+            token: runner.token.clone(),
+            tags: runner.tags.iter().cloned().collect(),
+            settings: serde_json::Value::Object(runner.settings.clone()),
+            machines: runner.machines.keys().cloned().collect(),
+        };
+        world.runners.values().map(view).collect()
+    }
+
+    /// Removes a runner as a person does in GitLab's pages.
+    pub fn remove_runner(&self, id: RunnerId) {
+        let mut world = self.0.server.world();
+        if let Some(runner) = world.runners.remove(&id) {
+            world.retire(runner.token, true);
+        }
+    }
+
+    /// The token of a runner expires at this time.
+    pub fn expire_token(&self, id: RunnerId, at: jiff::Timestamp) {
+        if let Some(runner) = self.0.server.world().runners.get_mut(&id) {
+            runner.expires_at = Some(at);
+        }
     }
 
     /// Serves a repository that no job needs for its own sources, for example a submodule.
@@ -26,6 +64,16 @@ impl GitLab {
         let id = self.0.server.world().enqueue(spec);
         self.0.server.queue_changed();
         id
+    }
+
+    /// The same with faults that are for its calls only, from the first one on.
+    pub fn enqueue_with(&self, spec: JobSpec, faults: Vec<Fault>) -> (JobId, Vec<FaultId>) {
+        let mut world = self.0.server.world();
+        let id = world.enqueue(spec);
+        let faults = faults.into_iter().map(|fault| world.faults.inject(fault.job(id))).collect();
+        drop(world);
+        self.0.server.queue_changed();
+        (id, faults)
     }
 
     /// How the job stands now.
@@ -195,6 +243,11 @@ impl GitLab {
 
 /// What was recorded.
 impl GitLab {
+    /// How many requests for a job are held now.
+    pub fn held_requests(&self) -> usize {
+        self.0.server.world().held_requests
+    }
+
     /// Every violation so far.
     pub fn violations(&self) -> Vec<Violation> {
         self.0.server.world().ledger.violations.iter().cloned().collect()

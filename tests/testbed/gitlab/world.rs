@@ -13,7 +13,9 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use super::{
+    access::Scope,
     conduct::Conduct,
+    exchange::Object,
     fault::Faults,
     job::{JobId, JobState, JobView},
     ledger::Ledger,
@@ -88,8 +90,10 @@ pub(super) struct Route {
 pub(super) struct World {
     pub jobs: BTreeMap<JobId, Job>,
     pub runners: BTreeMap<RunnerId, RunnerRecord>,
-    /// Runner tokens that were valid once.
-    pub retired_tokens: BTreeSet<String>,
+    /// Runner tokens that were valid once, and whether their user may not know that they are dead.
+    pub retired_tokens: BTreeMap<String, bool>,
+    /// Access tokens and what they may do.
+    pub access_tokens: BTreeMap<String, Scope>,
     pub projects: BTreeMap<String, GitRepo>,
     /// By environment key.
     pub environments: HashMap<String, Route>,
@@ -107,7 +111,8 @@ impl World {
         Self {
             jobs: BTreeMap::new(),
             runners: BTreeMap::new(),
-            retired_tokens: BTreeSet::new(),
+            retired_tokens: BTreeMap::new(),
+            access_tokens: BTreeMap::new(),
             projects: BTreeMap::new(),
             environments: HashMap::new(),
             ledger: Ledger::default(),
@@ -133,9 +138,28 @@ impl World {
         runner
     }
 
+    /// Makes a runner with settings in the words of the REST API.
+    pub fn make_runner(&mut self, settings: Object, token_life: Option<Duration>) -> &RunnerRecord {
+        let id = RunnerId(self.next_runner);
+        self.next_runner += 1;
+        let mut record = RunnerRecord::new(id, BTreeSet::new());
+        record.settings = settings;
+        record.take_settings();
+        record.issue_token(token_life);
+        self.runners.entry(id).or_insert(record)
+    }
+
+    /// A token is dead from now on.
+    pub fn retire(&mut self, token: String, may_be_unknown: bool) {
+        self.retired_tokens.insert(token, may_be_unknown);
+    }
+
     /// The runner that a token authenticates.
     pub fn runner_by_token(&mut self, token: &str) -> Option<&mut RunnerRecord> {
-        self.runners.values_mut().find(|runner| runner.token == token)
+        let now = Timestamp::now();
+        self.runners
+            .values_mut()
+            .find(|runner| runner.token == token && runner.expires_at.is_none_or(|at| now < at))
     }
 
     pub fn enqueue(&mut self, spec: JobSpec) -> JobId {
@@ -258,6 +282,7 @@ impl World {
     /// A new client process may have taken over: it knows neither how much log is stored nor which
     /// final updates were answered, and it has seen no queue value.
     pub fn client_restarted(&mut self) {
+        self.retired_tokens.values_mut().for_each(|may_be_unknown| *may_be_unknown = true);
         for job in self.jobs.values_mut() {
             job.conduct.excuse();
         }

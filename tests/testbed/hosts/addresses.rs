@@ -12,6 +12,8 @@ const CLAIM_HOST: u8 = 254;
 /// Hosts have the lower half of a subnet, their sshds the upper one.
 const LAST_HOST: u8 = 120;
 const BEHIND: u8 = 128;
+/// Addresses that a cloud gives fill the whole of a subnet; their sshds are at the same place of 127.78.0.0/16.
+const BEHIND_CLOUD: u8 = 78;
 
 /// The addresses of one bed.
 pub struct Subnet {
@@ -38,8 +40,20 @@ impl Subnet {
         Err(anyhow!("all subnets of 127.77.0.0/16 are in use by other beds"))
     }
 
-    /// The next pair of addresses, never given twice; `wanted` takes the place of the public one.
+    /// Its number.
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// The next pair of addresses, never given twice. A `wanted` one inside the subnet comes with a place of its own for
+    /// sshd, as often as it is asked for; another takes the place of the public one.
     pub fn next(&self, wanted: Option<Ipv4Addr>) -> Result<Pair> {
+        if let Some(wanted) = wanted
+            && wanted.octets().starts_with(&[127, 77, self.number])
+        {
+            let [first, _, third, fourth] = wanted.octets();
+            return Ok(Pair { public: wanted, behind: Ipv4Addr::new(first, BEHIND_CLOUD, third, fourth) });
+        }
         let host = self.used.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         ensure!(host <= LAST_HOST, "a bed has addresses for {LAST_HOST} hosts");
         if let Some(wanted) = wanted {

@@ -82,6 +82,27 @@ impl Cgroup {
         self.until("frozen 0").await
     }
 
+    /// The ids of all processes in it and in those below it.
+    pub fn processes(&self) -> Result<Vec<u32>> {
+        let (mut found, mut folders) = (Vec::new(), vec![self.path.clone()]);
+        while let Some(folder) = folders.pop() {
+            let text = fs::read_to_string(folder.join("cgroup.procs"))?;
+            found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+            for entry in fs::read_dir(&folder)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    folders.push(entry.path());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether they are stopped.
+    pub fn is_frozen(&self) -> bool {
+        fs::read_to_string(self.path.join("cgroup.freeze")).is_ok_and(|text| text.trim() == "1")
+    }
+
     /// Kills every process in it, and returns when they are gone.
     pub async fn kill(&self) -> Result<()> {
         if self.write_kill()? {

@@ -24,6 +24,8 @@ pub const CI: (&str, u32) = ("ci", 2000);
 pub const SSHD_CONFIG: &str = "etc/ssh/bed_sshd_config";
 pub const HOST_KEY: &str = "etc/ssh/bed_host_key";
 pub const AUTHORIZED_KEYS: &str = "etc/ssh/bed_authorized_keys";
+/// A folder with a file for each account, of keys that are accepted for a while.
+pub const PUSHED_KEYS: &str = "etc/ssh/bed_pushed_keys";
 
 /// The folders of an overlay.
 pub struct Disk {
@@ -31,18 +33,22 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Makes the disk of a host that has never booted.
-    pub fn create(path: &Path) -> Result<Self> {
+    /// The disk in this folder; an empty folder becomes the disk of a host that has never booted.
+    pub fn open(path: &Path) -> Result<Self> {
         ensure!(
             !path.as_os_str().to_string_lossy().contains([',', ':', '\\']),
             "{} cannot be an option of mount: it holds a comma, colon or backslash",
             path.display()
         );
         let disk = Self { path: path.to_owned() };
-        for folder in ["upper", "work", "root"] {
+        for folder in ["work", "root"] {
             fs::create_dir_all(path.join(folder))?;
         }
         let upper = disk.upper();
+        if upper.exists() {
+            return Ok(disk);
+        }
+        fs::create_dir(&upper)?;
         fs::set_permissions(&upper, fs::Permissions::from_mode(0o755))?;
         hide_the_rest(&upper)?;
         for folder in ["etc", "etc/ssh"] {

@@ -11,21 +11,23 @@ use tokio::process::Command;
 
 use super::{HostSpec, run};
 
-/// Settings for a server on `address`; paths as the host sees them.
+/// Settings for a server on `address`; paths as the host sees them. Only a host with a disk of its own has a folder for
+/// `pushed_keys`, a file for each account.
 pub fn config(
     address: SocketAddr,
     host_key: &Path,
     authorized_keys: &Path,
-    has_own_disk: bool,
+    pushed_keys: Option<&Path>,
     spec: &HostSpec,
 ) -> String {
     // Without a disk of its own its files lie in folders that others may be allowed to write to.
-    let strict = if has_own_disk { "yes" } else { "no" };
+    let strict = if pushed_keys.is_some() { "yes" } else { "no" };
+    let pushed_keys = pushed_keys.map(|folder| format!(" {}/%u", folder.display())).unwrap_or_default();
     format!(
         "\
 ListenAddress {address}
 HostKey {host_key}
-AuthorizedKeysFile {authorized_keys}
+AuthorizedKeysFile {authorized_keys}{pushed_keys}
 PermitRootLogin prohibit-password
 PasswordAuthentication no
 KbdInteractiveAuthentication no

@@ -2,13 +2,13 @@
 //!
 //! Pure. Assumes nothing of names and values: a name that a shell cannot export is set aside, not exported.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use crate::gitlab::wire::{JobPayload, Variable};
+use crate::gitlab::wire::{JobPayload, REVISION, Variable};
 
 /// Where a job runs and under which limits, as far as its variables tell it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Surroundings<'a> {
     /// Folder of all workspaces.
     pub builds_dir: &'a str,
@@ -20,12 +20,38 @@ pub struct Surroundings<'a> {
     pub slot: u32,
     /// Version of the runner.
     pub version: &'a str,
+    /// First characters of the runner's token.
+    pub short_token: &'a str,
     /// Certificates to trust for the GitLab server.
     pub ca_bundle: Option<&'a str>,
+    /// Certificate and key that git shows the server.
+    pub client: Option<(&'a str, &'a str)>,
+    /// Variables of every job of the pool.
+    pub environment: &'a [Variable],
+    /// Whether the host is thrown away after this job.
+    pub is_disposable: bool,
+    /// The host's machine, as `uname -m` has it.
+    pub machine: &'a str,
 }
 
 /// Name of the file variable with the server's certificates.
 pub const CA_FILE: &str = "CI_SERVER_TLS_CA_FILE";
+
+/// Name of the file variable with the certificate that git shows the server.
+pub const CERTIFICATE_FILE: &str = "CI_SERVER_TLS_CERT_FILE";
+
+/// Name of the file variable with that certificate's key.
+pub const KEY_FILE: &str = "CI_SERVER_TLS_KEY_FILE";
+
+/// Names that `bash` keeps for itself: to assign one of them ends the script.
+const SHELLS_OWN: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"];
+
+/// Longest `NAME=value` that Linux hands to a program, in bytes.
+const LONGEST_EXPORT: usize = 128 * 1024;
+
+/// Most that all exported variables may come to, in bytes: Linux hands 2 MiB to a program, its arguments included, and
+/// scripts export variables of their own.
+const MOST_EXPORTED: usize = 1536 * 1024;
 
 /// Shortest line of a secret of several lines that is hidden by itself: shorter ones would hide half the log.
 const SHORTEST_SECRET_LINE: usize = 8;
@@ -53,6 +79,7 @@ pub struct JobVariables {
     exports: Vec<Export>,
     by_key: HashMap<String, usize>,
     unexportable: Vec<String>,
+    shell_only: HashSet<String>,
     secrets: Vec<String>,
 }
 
@@ -66,9 +93,11 @@ impl JobVariables {
             exports: Vec::new(),
             by_key: HashMap::new(),
             unexportable: Vec::new(),
+            shell_only: HashSet::new(),
             secrets: Vec::new(),
         };
         all.hide(&job.token);
+        job.dependencies.iter().for_each(|dependency| all.hide(&dependency.token));
         for variable in &given {
             if latest.get(variable.key.as_str()).is_some_and(|last| !std::ptr::eq(*last, variable)) {
                 if variable.masked {
@@ -85,7 +114,7 @@ impl JobVariables {
                 all.hide(&variable.value);
                 all.hide(&value);
             }
-            if !is_exportable(&variable.key) {
+            if !is_exportable(&variable.key) || SHELLS_OWN.contains(&variable.key.as_str()) {
                 all.unexportable.push(variable.key.clone());
                 continue;
             }
@@ -98,7 +127,14 @@ impl JobVariables {
             all.by_key.insert(export.key.clone(), all.exports.len());
             all.exports.push(export);
         }
+        all.shell_only = too_much(&all.exports);
         all
+    }
+
+    /// Whether a variable is too large for programs: it stays the shell's own, for exported it would keep every program
+    /// from being started.
+    pub fn is_shell_only(&self, key: &str) -> bool {
+        self.shell_only.contains(key)
     }
 
     /// What scripts get, in order.
@@ -127,12 +163,26 @@ impl JobVariables {
         self.value(key).map(str::trim).filter(|value| !value.is_empty())
     }
 
+    /// A text of the job's with the variables in it replaced.
+    pub fn expanded(&self, text: &str) -> String {
+        expand(text, |name| self.value(name).unwrap_or_default().to_owned())
+    }
+
     /// Whether a flag is on; `default` when it is not set or unreadable.
     pub fn flag(&self, key: &str, default: bool) -> bool {
-        match self.setting(key).map(str::to_ascii_lowercase).as_deref() {
-            Some("1" | "t" | "true" | "yes" | "on") => true,
-            Some("0" | "f" | "false" | "no" | "off") => false,
-            Some(_) | None => default,
+        self.read_flag(key, default).unwrap_or(default)
+    }
+
+    /// Whether a flag is on; `default` when it is not set.
+    ///
+    /// # Errors
+    /// A sentence for the log when the value is none that a flag can have.
+    pub fn read_flag(&self, key: &str, default: bool) -> Result<bool, String> {
+        let Some(text) = self.setting(key) else { return Ok(default) };
+        match text.to_ascii_lowercase().as_str() {
+            "1" | "t" | "true" | "yes" | "on" => Ok(true),
+            "0" | "f" | "false" | "no" | "off" => Ok(false),
+            _ => Err(format!("{key} {text:?} is neither true nor false: using {default}")),
         }
     }
 
@@ -153,31 +203,59 @@ impl JobVariables {
 fn in_order(job: &JobPayload, surroundings: &Surroundings<'_>) -> Vec<Variable> {
     let made =
         |key: &str, value: String| Variable { key: key.into(), value, raw: true, ..Variable::default() };
-    let mut all = vec![
+    let mut all = surroundings.environment.to_vec();
+    all.extend([
         made("CI_BUILDS_DIR", surroundings.builds_dir.to_owned()),
         made("CI_CONCURRENT_ID", surroundings.slot.to_string()),
         made("CI_CONCURRENT_PROJECT_ID", surroundings.slot.to_string()),
+        made("CI_RUNNER_SHORT_TOKEN", surroundings.short_token.to_owned()),
         made("CI_SERVER", "yes".to_owned()),
         made("CI_JOB_STATUS", "running".to_owned()),
         made("CI_JOB_TIMEOUT", job.timeout_seconds().to_string()),
-    ];
+    ]);
+    if let Some(image) = job.image_name() {
+        all.push(Variable { raw: false, ..made("CI_JOB_IMAGE", image.to_owned()) });
+    }
     if let Some(bundle) = surroundings.ca_bundle {
         all.push(Variable { file: true, ..made(CA_FILE, bundle.to_owned()) });
     }
+    if let Some((certificate, key)) = surroundings.client {
+        all.push(Variable { file: true, ..made(CERTIFICATE_FILE, certificate.to_owned()) });
+        all.push(Variable { file: true, masked: true, ..made(KEY_FILE, key.to_owned()) });
+    }
     all.extend(job.variables.iter().filter(|variable| !variable.key.is_empty()).cloned());
+    let kind = if surroundings.is_disposable { "CI_DISPOSABLE_ENVIRONMENT" } else { "CI_SHARED_ENVIRONMENT" };
     all.extend([
         made("CI_PROJECT_DIR", surroundings.workspace.to_owned()),
-        made("CI_SHARED_ENVIRONMENT", "true".to_owned()),
+        made(kind, "true".to_owned()),
         made("CI_RUNNER_VERSION", surroundings.version.to_owned()),
-        made("CI_RUNNER_EXECUTABLE_ARCH", format!("linux/{}", architecture())),
+        made("CI_RUNNER_REVISION", REVISION.to_owned()),
+        made("CI_RUNNER_EXECUTABLE_ARCH", format!("linux/{}", architecture(surroundings.machine))),
         made("RUNNER_TEMP_PROJECT_DIR", surroundings.temporary.to_owned()),
         made("GITLAB_ENV", format!("{}/gitlab_env", surroundings.temporary)),
     ]);
     all
 }
 
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
+/// Names of the variables that are too large to be exported: those that are too long by themselves, and the largest
+/// of the others until the rest is little enough.
+fn too_much(exports: &[Export]) -> HashSet<String> {
+    let size = |export: &Export| export.key.len() + export.value.len() + 2;
+    let (mut kept, long): (Vec<&Export>, Vec<&Export>) =
+        exports.iter().partition(|export| size(export) <= LONGEST_EXPORT);
+    let mut left_out: HashSet<String> = long.into_iter().map(|export| export.key.clone()).collect();
+    kept.sort_by_key(|export| size(export));
+    let mut total: usize = kept.iter().map(|export| size(export)).sum();
+    while total > MOST_EXPORTED {
+        let Some(largest) = kept.pop() else { break };
+        total -= size(largest);
+        left_out.insert(largest.key.clone());
+    }
+    left_out
+}
+
+fn architecture(machine: &str) -> &str {
+    match machine {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
@@ -237,8 +315,8 @@ fn reference(after: &str) -> Reference<'_> {
         Some('$') => Reference::Dollar(characters.as_str()),
         Some('{') => match characters.as_str().split_once('}') {
             Some(("$", rest)) => Reference::Dollar(rest),
-            Some((name, rest)) if is_exportable(name) => Reference::Name(name, rest),
-            Some((_, rest)) => Reference::Nothing(rest),
+            Some(("", rest)) => Reference::Nothing(rest),
+            Some((name, rest)) => Reference::Name(name, rest),
             None => Reference::Nothing(characters.as_str()),
         },
         Some('*' | '#' | '@' | '!' | '?' | '-' | '0'..='9') => Reference::Nothing(characters.as_str()),
@@ -253,7 +331,7 @@ fn reference(after: &str) -> Reference<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -262,7 +340,8 @@ mod tests {
         Variable { key: key.into(), value: value.into(), ..Variable::default() }
     }
 
-    fn gather(variables: Vec<Variable>) -> JobVariables {
+    /// The variables of a job that has these.
+    pub fn gather(variables: Vec<Variable>) -> JobVariables {
         let job = JobPayload { token: "glcbt-token".into(), variables, ..JobPayload::default() };
         let surroundings = Surroundings {
             builds_dir: "/b",
@@ -270,7 +349,8 @@ mod tests {
             temporary: "/b/0/g/p.tmp",
             slot: 0,
             version: "1",
-            ca_bundle: None,
+            machine: "x86_64",
+            ..Surroundings::default()
         };
         JobVariables::gather(&job, &surroundings)
     }
@@ -318,6 +398,39 @@ mod tests {
             assert!(all.secrets().iter().any(|secret| secret == hidden), "{hidden}");
         }
         assert!(!all.secrets().iter().any(|secret| secret == "}" || secret == "not hidden"));
+    }
+
+    #[test]
+    fn the_largest_variables_are_kept_from_programs_until_the_rest_is_little_enough() {
+        let sized = |key: &str, kibibytes: usize| variable(key, &"x".repeat(kibibytes * 1024));
+        let many: Vec<Variable> = (0..20).map(|number| sized(&format!("V{number}"), 90 + number)).collect();
+        let all = gather(many);
+        let kept = (0..20).filter(|number| !all.is_shell_only(&format!("V{number}")));
+        let kept: Vec<i32> = kept.collect();
+        assert_eq!(kept, (0..15).collect::<Vec<_>>());
+        let all = gather(vec![sized("LONG", 128), sized("SHORT", 127), variable("CI_X", "y")]);
+        assert!(all.is_shell_only("LONG") && !all.is_shell_only("SHORT") && !all.is_shell_only("CI_X"));
+    }
+
+    #[test]
+    fn a_pools_variable_gives_way_to_the_jobs_and_to_what_the_runner_makes() {
+        let job = JobPayload { variables: vec![variable("BOTH", "job")], ..JobPayload::default() };
+        let environment =
+            [variable("BOTH", "pool"), variable("ONE", "at $BOTH"), variable("CI_SERVER", "no")];
+        let surroundings =
+            Surroundings { environment: &environment, is_disposable: true, ..Surroundings::default() };
+        let all = JobVariables::gather(&job, &surroundings);
+        assert_eq!((all.value("BOTH"), all.value("ONE")), (Some("job"), Some("at job")));
+        assert_eq!(all.value("CI_SERVER"), Some("yes"));
+        assert_eq!(all.value("CI_DISPOSABLE_ENVIRONMENT"), Some("true"));
+        assert_eq!(all.value("CI_SHARED_ENVIRONMENT"), None);
+    }
+
+    #[test]
+    fn names_the_shell_keeps_for_itself_are_set_aside() {
+        let all = gather(vec![variable("UID", "0"), variable("SHELLOPTS", "x"), variable("UIDS", "fine")]);
+        assert_eq!(all.unexportable(), ["UID", "SHELLOPTS"]);
+        assert_eq!(all.value("UIDS"), Some("fine"));
     }
 
     #[test]

@@ -1,0 +1,121 @@
+//! Whatever happens to an environment on its way, and at whichever step.
+
+use proptest::prelude::*;
+
+use super::simulation::{Event, World};
+use super::*;
+use crate::api::runner_pool::ColdTier;
+
+fn any_tier() -> impl Strategy<Value = Tier> {
+    prop_oneof![Just(Tier::Hot), Just(Tier::Stopped), Just(Tier::Detached), Just(Tier::Snapshotted)]
+}
+
+/// Mostly time passes, and minds are changed.
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        12 => Just(Event::Pass),
+        2 => Just(Event::Bind),
+        1 => Just(Event::Unbind),
+        4 => any_tier().prop_map(Event::Ask),
+        1 => Just(Event::Forget),
+        1 => Just(Event::Reboot),
+    ]
+}
+
+/// The same with what takes things away.
+fn any_accident() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        20 => any_event(),
+        1 => Just(Event::InstanceGone),
+        1 => Just(Event::VolumeGone),
+        1 => Just(Event::SnapshotGone),
+        1 => Just(Event::SnapshotFails),
+        1 => Just(Event::Notice),
+        2 => Just(Event::Drought),
+        1 => Just(Event::Rain),
+    ]
+}
+
+fn any_rules() -> impl Strategy<Value = Vec<(u32, ColdTier)>> {
+    let cold = prop_oneof![Just(ColdTier::Stopped), Just(ColdTier::Detached), Just(ColdTier::Snapshotted)];
+    proptest::collection::vec((0u32..400, cold), 0..3)
+}
+
+/// One thing after another, each with whether the cloud is looked at, how many steps follow, and whether a job goes on.
+fn live(world: &mut World, life: &[(Event, bool, usize, bool)]) {
+    for (event, look, steps, job) in life {
+        world.happen(*event);
+        if *look {
+            world.look();
+        }
+        for _ in 0..*steps {
+            world.act();
+        }
+        if *job {
+            world.job();
+        }
+    }
+}
+
+fn any_life(event: impl Strategy<Value = Event>) -> impl Strategy<Value = Vec<(Event, bool, usize, bool)>> {
+    proptest::collection::vec((event, proptest::bool::weighted(0.7), 0usize..3, any::<bool>()), 0..90)
+}
+
+fn rest(world: &mut World) {
+    assert!(world.settle_down(), "it never comes to rest: {:?}\n{world:#?}", plan(&world.view()));
+    if world.environment.phase() == Phase::Lost {
+        return;
+    }
+    assert_eq!(target(&world.view()), None, "{world:#?}");
+    world.check();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn an_environment_comes_to_where_it_is_to_be_whoever_changes_their_mind(
+        has_volumes in any::<bool>(), rules in any_rules(), life in any_life(any_event()),
+    ) {
+        let mut world = World::new(has_volumes, &rules);
+        live(&mut world, &life);
+        rest(&mut world);
+        prop_assert!(world.environment.phase() == Phase::Suspended);
+    }
+
+    #[test]
+    fn an_accident_loses_an_environment_only_with_its_last_copy(
+        has_volumes in any::<bool>(), rules in any_rules(), life in any_life(any_accident()),
+    ) {
+        let mut world = World::new(has_volumes, &rules);
+        live(&mut world, &life);
+        rest(&mut world);
+    }
+
+    #[test]
+    fn what_has_come_to_rest_stays_so(
+        has_volumes in any::<bool>(), rules in any_rules(), life in any_life(any_accident()),
+    ) {
+        let mut world = World::new(has_volumes, &rules);
+        live(&mut world, &life);
+        rest(&mut world);
+        let before = world.environment.clone();
+        for _ in 0..50 {
+            world.pass();
+            world.look();
+            prop_assert_eq!(world.act(), None);
+        }
+        prop_assert_eq!(before, world.environment);
+    }
+
+    #[test]
+    fn whatever_was_under_way_a_deleted_environment_leaves_nothing(
+        has_volumes in any::<bool>(), rules in any_rules(), life in any_life(any_accident()),
+    ) {
+        let mut world = World::new(has_volumes, &rules);
+        live(&mut world, &life);
+        let is_done = (0..500).any(|_| world.surrender());
+        prop_assert!(is_done, "{:#?}", world);
+        world.check_nothing_is_left();
+    }
+}

@@ -1,0 +1,279 @@
+//! Carrying a plan out: each sequence is a task of its own, its steps in order, and the rest of it waits when one fails.
+
+use std::sync::Arc;
+
+use super::plan::{Sequence, Step};
+use crate::clock;
+use crate::deed::Point;
+use crate::host::link::VolumeOrder;
+use crate::pool::Held;
+use crate::provider::{Change, Changed, Cloud, CloudError, ErrorClass};
+use crate::telemetry::InstanceOperation;
+
+/// Why a step was not done.
+enum StepError {
+    Cloud(CloudError),
+    Host(String),
+}
+
+/// Starts what is planned and not under way.
+pub fn start(held: &Arc<Held>, cloud: &Arc<dyn Cloud>, sequences: &[Sequence]) {
+    let now = clock::now();
+    for sequence in sequences {
+        {
+            let mut state = held.fleet.state();
+            let rests = state.failures.get(&sequence.subject).is_some_and(|failure| failure.again_at > now);
+            if rests || !state.running.insert(sequence.subject.clone()) {
+                continue;
+            }
+        }
+        let (held_by_task, cloud, sequence) = (Arc::clone(held), Arc::clone(cloud), sequence.clone());
+        held.spawn(async move {
+            // The mark goes also when the task ends at an await.
+            let _mark = Mark { held: Arc::clone(&held_by_task), subject: sequence.subject.clone() };
+            let _place = held_by_task.shared.bounds.cloud_changes.enter().await;
+            run(&held_by_task, cloud.as_ref(), &sequence).await;
+        });
+    }
+}
+
+struct Mark {
+    held: Arc<Held>,
+    subject: String,
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        self.held.fleet.state().running.remove(&self.subject);
+        self.held.fleet.wake();
+    }
+}
+
+async fn run(held: &Held, cloud: &dyn Cloud, sequence: &Sequence) {
+    for step in &sequence.steps {
+        let done = match step {
+            Step::Cloud(change) => make(held, cloud, change).await.map(|_| ()).map_err(StepError::Cloud),
+            Step::Mount { instance, slot, volume, device } => {
+                mount(held, instance, *slot, volume, device).await
+            }
+            Step::Quiet { instance } => quiet(held, instance).await,
+        };
+        match done {
+            Ok(()) => {}
+            Err(StepError::Cloud(error)) => {
+                return held.fleet.failed(&sequence.subject, error, clock::now());
+            }
+            Err(StepError::Host(why)) => {
+                tracing::warn!(
+                    pool = held.name,
+                    subject = sequence.subject,
+                    why,
+                    "a step on an instance failed"
+                );
+                let error = CloudError {
+                    class: ErrorClass::Retry,
+                    attempt: format!("prepare {}", sequence.subject),
+                    code: "HostFailed".to_owned(),
+                    message: why,
+                };
+                return held.fleet.failed(&sequence.subject, error, clock::now());
+            }
+        }
+    }
+    held.fleet.touch(&sequence.subject, clock::now());
+}
+
+/// Makes one change and remembers it.
+pub async fn make(held: &Held, cloud: &dyn Cloud, change: &Change) -> Result<Changed, CloudError> {
+    let deed = held.deed(change.point()).await;
+    let answer = deed.make(cloud.change(change), |answer| answer).await;
+    note(held, change, answer.as_ref().err());
+    match &answer {
+        Ok(_) => {
+            if let Some(operation) = counted_as(change) {
+                held.shared.metrics.instance(&held.namespace, &held.name, operation);
+            }
+            tell(held, change).await;
+        }
+        Err(error) if is_a_race(change, error) => {
+            tracing::info!(pool = held.name, %error, "the cloud is not in a state for it");
+        }
+        Err(error) => {
+            tracing::warn!(pool = held.name, class = error.class.as_str(), %error, "the cloud did not do it");
+            if let Some(pool) = held.pool().filter(|_| error.class != ErrorClass::Retry) {
+                let events = &held.shared.events;
+                events.warning(pool.as_ref(), "CloudRefused", error.class.as_str(), error.to_string()).await;
+            }
+        }
+    }
+    answer
+}
+
+/// As what a change of instances is counted.
+fn counted_as(change: &Change) -> Option<InstanceOperation> {
+    match change {
+        Change::SetDesired { .. } | Change::Launch { .. } => Some(InstanceOperation::Create),
+        Change::TerminateMember { .. } | Change::Terminate { .. } => Some(InstanceOperation::Delete),
+        Change::Stop { .. } => Some(InstanceOperation::Suspend),
+        Change::Start { .. } => Some(InstanceOperation::Resume),
+        Change::ClaimGroup { .. }
+        | Change::LeaveGroup { .. }
+        | Change::Protect { .. }
+        | Change::Detach { .. }
+        | Change::Heartbeat { .. }
+        | Change::Complete { .. }
+        | Change::Keep { .. }
+        | Change::Tag { .. }
+        | Change::Untag { .. }
+        | Change::CreateVolume(_)
+        | Change::Attach { .. }
+        | Change::DetachVolume { .. }
+        | Change::DeleteVolume { .. }
+        | Change::CreateSnapshot { .. }
+        | Change::DeleteSnapshot { .. }
+        | Change::PushKey { .. } => None,
+    }
+}
+
+/// Whether the world has only moved on since the change was planned, which the next look sees: nobody can act on it.
+fn is_a_race(change: &Change, error: &CloudError) -> bool {
+    match error.class {
+        ErrorClass::Refused => true,
+        // A member may leave its group between the look and its protection.
+        ErrorClass::Gone => matches!(change, Change::Protect { .. }),
+        ErrorClass::Retry
+        | ErrorClass::NoCapacity
+        | ErrorClass::Denied
+        | ErrorClass::Quota
+        | ErrorClass::Invalid => false,
+    }
+}
+
+/// What is remembered of a change that later plans are decided by.
+fn note(held: &Held, change: &Change, error: Option<&CloudError>) {
+    let now = clock::now();
+    let mut state = held.fleet.state();
+    let memory = &mut state.memory;
+    if let Change::SetDesired { to, .. } = change {
+        memory.desired = error.is_none().then_some(*to);
+    }
+    if let Change::Launch { count, zone, .. } = change {
+        memory.desired = memory.desired.filter(|_| error.is_none()).map(|desired| desired + count);
+        let is_dry = error.is_some_and(|error| error.class == ErrorClass::NoCapacity);
+        memory.dry_zones.extend(zone.iter().filter(|_| is_dry).map(|zone| (zone.clone(), now)));
+    }
+    if let Change::TerminateMember { .. } | Change::Detach { shrinks: true, .. } = change {
+        memory.desired = memory.desired.filter(|_| error.is_none()).map(|desired| desired.saturating_sub(1));
+    }
+    match change {
+        Change::Heartbeat { hook, instance, .. } if error.is_none() => {
+            state.memory.heartbeats.insert((instance.clone(), hook.clone()), now);
+        }
+        Change::TerminateMember { instance } | Change::Terminate { instance } if error.is_none() => {
+            state.memory.told_to_go.insert(instance.clone(), now);
+        }
+        Change::Start { instance } if error.is_none() => {
+            state.memory.started_at.insert(instance.clone(), now);
+        }
+        // It is stopped without its memory then.
+        Change::Stop { instance, hibernate: true, .. }
+            if error.is_some_and(|error| error.code == "UnsupportedHibernationConfiguration") =>
+        {
+            state.memory.cannot_hibernate.insert(instance.clone());
+        }
+        // A token stands for one wish: whatever came of this one, the next is another. One whose answer was lost shows
+        // itself by its tags.
+        Change::CreateVolume(_) | Change::Launch { .. } => state.memory.orders += 1,
+        Change::SetDesired { .. }
+        | Change::Protect { .. }
+        | Change::TerminateMember { .. }
+        | Change::Detach { .. }
+        | Change::Heartbeat { .. }
+        | Change::Complete { .. }
+        | Change::Stop { .. }
+        | Change::Start { .. }
+        | Change::Terminate { .. }
+        | Change::Keep { .. }
+        | Change::Tag { .. }
+        | Change::Untag { .. }
+        | Change::Attach { .. }
+        | Change::DetachVolume { .. }
+        | Change::DeleteVolume { .. }
+        | Change::CreateSnapshot { .. }
+        | Change::DeleteSnapshot { .. }
+        | Change::ClaimGroup { .. }
+        | Change::LeaveGroup { .. }
+        | Change::PushKey { .. } => {}
+    }
+}
+
+/// Events for what people want to see happen.
+async fn tell(held: &Held, change: &Change) {
+    let (reason, note) = match change {
+        Change::SetDesired { group, to } => ("ScaledOut", format!("group {group} is to have {to} instances")),
+        Change::Launch { count, zone, .. } => {
+            let zone = zone.as_deref().unwrap_or("any zone");
+            ("ScaledOut", format!("{count} instances were asked for in {zone}"))
+        }
+        Change::TerminateMember { instance } => ("ScaledIn", format!("{instance} goes: nothing needs it")),
+        Change::Detach { instance, .. } => {
+            ("InstanceDetached", format!("{instance} left its group and is kept"))
+        }
+        Change::Stop { instance, hibernate, .. } => {
+            let how = if *hibernate { "hibernated" } else { "stopped" };
+            ("InstanceStopped", format!("{instance} is being {how} with what sleeps on it"))
+        }
+        Change::Start { instance } => ("InstanceStarted", format!("{instance} is being started")),
+        Change::Terminate { instance } => {
+            ("InstanceTerminated", format!("{instance} goes: nothing needs it"))
+        }
+        Change::Complete { instance, abandon, .. } => {
+            let how = if *abandon { "is kept by its group's policy" } else { "may go: nothing needs it" };
+            ("HookCompleted", format!("{instance} {how}"))
+        }
+        Change::ClaimGroup { group, .. } => ("GroupClaimed", format!("group {group} belongs to this pool")),
+        Change::Protect { .. }
+        | Change::Heartbeat { .. }
+        | Change::Keep { .. }
+        | Change::Tag { .. }
+        | Change::Untag { .. }
+        | Change::CreateVolume(_)
+        | Change::Attach { .. }
+        | Change::DetachVolume { .. }
+        | Change::DeleteVolume { .. }
+        | Change::CreateSnapshot { .. }
+        | Change::DeleteSnapshot { .. }
+        | Change::LeaveGroup { .. }
+        | Change::PushKey { .. } => {
+            tracing::debug!(pool = held.name, change = change.attempt(), "changed in the cloud");
+            return;
+        }
+    };
+    tracing::info!(pool = held.name, reason, note, "changed in the cloud");
+    if let Some(pool) = held.pool() {
+        held.shared.events.normal(pool.as_ref(), reason, "Scale", note).await;
+    }
+}
+
+async fn mount(held: &Held, instance: &str, slot: u32, volume: &str, device: &str) -> Result<(), StepError> {
+    let away = || StepError::Host(format!("instance {instance} does not answer"));
+    let link = held.hosts.link(instance).ok_or_else(away)?;
+    let settings = held.settings().ok_or_else(away)?;
+    let order = VolumeOrder {
+        slot,
+        volume: volume.to_owned(),
+        builds_dir: settings.spec.builds_dir().to_owned(),
+        device: Some(device.to_owned()),
+        isolation: settings.isolation(held.hosts.slots(instance)),
+    };
+    let deed = held.deed(Point::VolumeMounted).await;
+    link.volume_mount(deed, &order).await.map_err(|error| StepError::Host(error.to_string()))?;
+    Ok(())
+}
+
+/// A host that does not answer has nothing that could be written out: the stop itself ends its system in order.
+async fn quiet(held: &Held, instance: &str) -> Result<(), StepError> {
+    let Some(link) = held.hosts.link(instance) else { return Ok(()) };
+    let deed = held.deed(Point::HostQuieted).await;
+    link.quiesce(deed).await.map_err(|error| StepError::Host(error.to_string()))
+}

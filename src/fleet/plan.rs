@@ -1,0 +1,314 @@
+//! What is to be done in a pool's cloud. Pure.
+//!
+//! Reading [`plan`] is reading the policy: members are marked and protected, those that go are seen off, slots get their
+//! volumes, sleeping instances stop and start, and last the group is made larger or smaller. A plan over a world that is
+//! as wished is empty; each step looks at what is there, so that it can be done again by whoever comes next.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::scale::{Scale, Waiting};
+use super::view::{HostStand, Stand, View};
+use crate::provider::{Change, CloudError, Instance, InstanceState, Lifecycle};
+
+pub mod leaving;
+pub mod members;
+pub mod retag;
+pub mod size;
+pub mod sleep;
+pub mod volumes;
+
+#[cfg(test)]
+mod tests;
+
+/// What is to be done, where jobs may be placed, and why things wait.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// Steps by what they are about: each sequence in order, different ones beside each other.
+    pub sequences: Vec<Sequence>,
+    /// Instances that take new jobs, each with the slots that do not.
+    pub open: BTreeMap<String, BTreeSet<u32>>,
+    /// Slots that may still be waited for: of instances on their way, or that may be asked for.
+    pub growth: u32,
+    /// How the group's size was decided.
+    pub scale: Scale,
+    /// Why something waits, one sentence each, for people.
+    pub report: Vec<Report>,
+    /// Whether the cloud is about to show something else.
+    pub is_expecting: bool,
+    /// When something becomes due by time alone.
+    pub look_again_at: Option<Timestamp>,
+}
+
+/// Steps about one thing, in order; the rest waits when one fails.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sequence {
+    /// What they are about: an id of the cloud, or the group's name.
+    pub subject: String,
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// In the cloud.
+    Cloud(Change),
+    /// A slot's volume is mounted on its instance.
+    Mount {
+        /// The instance.
+        instance: String,
+        /// The slot.
+        slot: u32,
+        /// The volume.
+        volume: String,
+        /// The device name.
+        device: String,
+    },
+    /// Everything is written out on an instance that is about to be stopped.
+    Quiet {
+        /// The instance.
+        instance: String,
+    },
+}
+
+/// Why something waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// A group that may not become smaller keeps a sleeping instance running.
+    DetachBelowMin {
+        /// The instance.
+        instance: String,
+        /// The group's least size.
+        min: u32,
+    },
+    /// An environment will be lost with its instance: its workspace cannot leave it, and the group keeps none back.
+    EnvironmentAtRisk {
+        /// The instance.
+        instance: String,
+        /// The environment.
+        environment: String,
+    },
+    /// An environment will be lost with its instance if the cloud takes that as it has announced: its workspace cannot
+    /// leave it.
+    EnvironmentAnnounced {
+        /// The instance.
+        instance: String,
+        /// The environment.
+        environment: String,
+    },
+    /// An instance that goes is held for a job.
+    HeldForJob {
+        /// The instance.
+        instance: String,
+    },
+    /// An instance has not become Ready in time and is replaced.
+    NotReadyInTime {
+        /// The instance.
+        instance: String,
+        /// Why, if that is known.
+        why: String,
+    },
+    /// An instance has not answered for too long and is replaced.
+    NotReachable {
+        /// The instance.
+        instance: String,
+    },
+    /// The group tries to launch what is missing, and fails.
+    LaunchesFail {
+        /// Why.
+        error: CloudError,
+    },
+    /// An instance is stopped without its memory: its cloud does not hibernate it.
+    CannotHibernate {
+        /// The instance.
+        instance: String,
+    },
+    /// An instance that was started went off at once.
+    FailedToBoot {
+        /// The instance.
+        instance: String,
+    },
+    /// Somebody took the pool's tags from something that is relied on; they are put back.
+    TagsTaken {
+        /// What.
+        id: String,
+    },
+}
+
+/// Decides what is to be done.
+pub fn plan(view: &View<'_>) -> Plan {
+    let mut plan = Plan::default();
+    members::mark(view, &mut plan);
+    retag::restore(view, &mut plan);
+    members::protect(view, &mut plan);
+    leaving::see_off(view, &mut plan);
+    volumes::provide(view, &mut plan);
+    sleep::stop_and_start(view, &mut plan);
+    members::open(view, &mut plan);
+    size::resize(view, &mut plan);
+    plan.is_expecting |= !plan.sequences.is_empty() || view.facts.instances.values().any(is_on_its_way);
+    plan.is_expecting |=
+        plan.scale.waits.iter().any(|wait| matches!(wait, Waiting::WaitingForInstances { .. }));
+    plan
+}
+
+impl Plan {
+    /// Adds a sequence, unless something was done about its subject that the look cannot show yet.
+    fn add(&mut self, view: &View<'_>, subject: &str, steps: Vec<Step>) {
+        let is_taken = self.sequences.iter().any(|known| known.subject == subject);
+        if !steps.is_empty() && !is_taken && !view.is_under_way(subject) {
+            self.sequences.push(Sequence { subject: subject.to_owned(), steps });
+        }
+    }
+
+    /// Looks again at that time at the latest.
+    fn look_at(&mut self, at: Timestamp) {
+        self.look_again_at = Some(self.look_again_at.map_or(at, |known| known.min(at)));
+    }
+}
+
+fn is_on_its_way(instance: &Instance) -> bool {
+    let is_moving = match instance.state {
+        InstanceState::Pending | InstanceState::Stopping | InstanceState::ShuttingDown => true,
+        InstanceState::Running | InstanceState::Stopped | InstanceState::Terminated => false,
+    };
+    let is_joining = match instance.member.as_ref().map(|member| &member.lifecycle) {
+        Some(Lifecycle::Launching | Lifecycle::Detaching | Lifecycle::Terminating) => true,
+        Some(
+            Lifecycle::InService
+            | Lifecycle::TerminatingWait
+            | Lifecycle::Retained
+            | Lifecycle::Standby
+            | Lifecycle::Warmed
+            | Lifecycle::WarmedTerminatingWait
+            | Lifecycle::Gone,
+        )
+        | None => false,
+    };
+    is_moving || is_joining
+}
+
+/// The lifecycle of a member.
+fn lifecycle(instance: &Instance) -> Option<&Lifecycle> {
+    instance.member.as_ref().map(|member| &member.lifecycle)
+}
+
+/// Whether an instance is a member in service.
+fn is_in_service(instance: &Instance) -> bool {
+    instance.state == InstanceState::Running && lifecycle(instance) == Some(&Lifecycle::InService)
+}
+
+/// Why an instance takes no new job although it could run one, and is replaced once nothing needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Spent {
+    Uses,
+    Age,
+    NotReadyInTime(String),
+    NotReachable,
+    AnnouncedToGo,
+}
+
+/// How old an instance is. When it was launched is written by the cloud's clock, and ours may be another one: with the two
+/// far enough apart each new instance would be too old at once. So what this holder has seen to come up is as old as that.
+fn age(view: &View<'_>, instance: &Instance) -> Option<SignedDuration> {
+    let came_up = view.memory.seen_to_come_up(&instance.id).or(instance.launched_at);
+    came_up.map(|at| view.now.duration_since(at))
+}
+
+fn spent(view: &View<'_>, instance: &Instance, stand: &Stand) -> Option<Spent> {
+    let pool = &view.pool;
+    let age = age(view, instance);
+    if stand.is_announced_to_go {
+        return Some(Spent::AnnouncedToGo);
+    }
+    if pool.max_age.is_some_and(|most| age.is_some_and(|age| age >= most)) {
+        return Some(Spent::Age);
+    }
+    match &stand.host {
+        HostStand::Ready { jobs_started, .. } => {
+            (pool.max_uses > 0 && *jobs_started >= u64::from(pool.max_uses)).then_some(Spent::Uses)
+        }
+        HostStand::NotKept => None,
+        HostStand::Connecting { why } => {
+            let id = &instance.id;
+            if view.memory.were_ready.contains(id) {
+                let minutes =
+                    view.memory.failing_since.get(id).map(|at| view.now.duration_since(*at).as_mins());
+                let is_lost = minutes.is_some_and(|minutes| minutes >= i64::from(pool.failure_threshold));
+                return is_lost.then_some(Spent::NotReachable);
+            }
+            let why = why.clone().unwrap_or_else(|| "it has not answered".to_owned());
+            let seen_for = view.memory.up_since.get(&instance.id).map(|at| view.now.duration_since(*at));
+            let is_late = seen_for.or(age).is_some_and(|since| since >= pool.ready_timeout);
+            is_late.then_some(Spent::NotReadyInTime(why))
+        }
+    }
+}
+
+impl Report {
+    /// Reason and sentence of an Event.
+    pub fn tell(&self) -> (&'static str, String) {
+        match self {
+            Self::DetachBelowMin { instance, min } => (
+                "GroupMinTooHigh",
+                format!(
+                    "{instance} sleeps and cannot leave its group, whose MinSize is {min}: set MinSize to 0 so that \
+                     it can be stopped"
+                ),
+            ),
+            Self::EnvironmentAtRisk { instance, environment } => (
+                "EnvironmentAtRisk",
+                format!(
+                    "{instance} is being taken away by its group, and environment {environment} on it can neither \
+                     leave (spec.workspaceVolume) nor be kept (TerminateHookAbandon: retain in the group's \
+                     InstanceLifecyclePolicy): it is held for as long as the lifecycle hook allows"
+                ),
+            ),
+            Self::EnvironmentAnnounced { instance, environment } => (
+                "EnvironmentAtRisk",
+                format!(
+                    "{instance} is announced to be taken by its cloud, and environment {environment} on it cannot leave \
+                     it (spec.workspaceVolume): it will be lost with the instance; resume it now to save what is \
+                     needed"
+                ),
+            ),
+            Self::HeldForJob { instance } => (
+                "ScaleInDeferred",
+                format!("{instance} is to go; its lifecycle hook is extended while a job runs there"),
+            ),
+            Self::NotReadyInTime { instance, why } => (
+                "InstanceNotReady",
+                format!("{instance} was not Ready within spec.instanceReadyTimeout and is replaced: {why}"),
+            ),
+            Self::LaunchesFail { error } => {
+                ("LaunchFailed", Waiting::LaunchesFail { error: error.clone() }.sentence())
+            }
+            Self::CannotHibernate { instance } => (
+                "HibernationRefused",
+                format!(
+                    "{instance} cannot be hibernated and is stopped: its background processes end. Launch instances \
+                     with hibernation enabled, or set spec.provider.aws.stopMode to Stop"
+                ),
+            ),
+            Self::FailedToBoot { instance } => (
+                "InstanceFailedToBoot",
+                format!(
+                    "{instance} went off as soon as it was started (Client.InternalError): enable the KMS key of its \
+                     disks, or give the group's service role a grant of it; it is started again meanwhile"
+                ),
+            ),
+            Self::TagsTaken { id } => (
+                "TagsRestored",
+                format!("{id} had lost the tags that say whose it is; they were put back: leave them there"),
+            ),
+            Self::NotReachable { instance } => (
+                "InstanceUnreachable",
+                format!(
+                    "{instance} has not answered for too long (spec.scaling.failureThreshold) and is replaced"
+                ),
+            ),
+        }
+    }
+}

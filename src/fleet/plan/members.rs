@@ -1,0 +1,88 @@
+//! Members of the group: marked as ours, passed by at scale-in, opened for jobs. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Plan, Step, is_in_service, lifecycle, spent};
+use crate::fleet::facts::device_of;
+use crate::fleet::view::{HostStand, View};
+use crate::provider::{Change, Lifecycle, tags};
+
+/// What members carry.
+pub fn own_tags(view: &View<'_>) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (tags::CLUSTER.to_owned(), view.pool.cluster.to_owned()),
+        (tags::POOL.to_owned(), view.pool.uid.to_owned()),
+        (tags::POOL_NAME.to_owned(), view.pool.name.to_owned()),
+        (tags::NAMESPACE.to_owned(), view.pool.namespace.to_owned()),
+    ])
+}
+
+/// Tags new members: a group launches them, so they cannot carry our tags from birth unless its template says so.
+pub fn mark(view: &View<'_>, plan: &mut Plan) {
+    let own = own_tags(view);
+    for instance in view.facts.instances.values() {
+        let is_marked = own.iter().all(|(key, value)| instance.tags.get(key) == Some(value));
+        let is_here = match lifecycle(instance) {
+            Some(Lifecycle::Gone) | None => false,
+            Some(
+                Lifecycle::Launching
+                | Lifecycle::InService
+                | Lifecycle::Terminating
+                | Lifecycle::TerminatingWait
+                | Lifecycle::Retained
+                | Lifecycle::Detaching
+                | Lifecycle::Standby
+                | Lifecycle::Warmed
+                | Lifecycle::WarmedTerminatingWait,
+            ) => true,
+        };
+        if is_here && !is_marked && !instance.state.is_gone() {
+            let tag = Change::Tag { ids: vec![instance.id.clone()], tags: own.clone() };
+            plan.add(view, &format!("{} tags", instance.id), vec![Step::Cloud(tag)]);
+        }
+    }
+}
+
+/// Has scale-in pass members by from the moment they are in service: a job is placed on none that is not. One that is
+/// chosen to go in the meantime refuses; nothing of ours is on it then.
+pub fn protect(view: &View<'_>, plan: &mut Plan) {
+    if view.pool.is_deleting {
+        return;
+    }
+    let unprotected = view.facts.instances.values().filter(|instance| {
+        is_in_service(instance) && instance.member.as_ref().is_some_and(|member| !member.is_protected)
+    });
+    for instance in unprotected {
+        let protect = Change::Protect {
+            group: view.pool.group.to_owned(),
+            instances: vec![instance.id.clone()],
+            on: true,
+        };
+        plan.add(view, &format!("{} protection", instance.id), vec![Step::Cloud(protect)]);
+    }
+}
+
+/// Opens members for jobs: in service, protected, not worn, not about to be stopped; and of those the slots whose
+/// volume is mounted.
+pub fn open(view: &View<'_>, plan: &mut Plan) {
+    for instance in view.facts.instances.values().filter(|instance| is_in_service(instance)) {
+        let stand = view.stand(&instance.id);
+        let is_protected = instance.member.as_ref().is_some_and(|member| member.is_protected);
+        let is_due_to_stop = stand.environments().any(|known| known.is_due_to_stop || known.is_to_stop);
+        let HostStand::Ready { mounts, .. } = &stand.host else { continue };
+        if !is_protected || is_due_to_stop || view.pool.is_deleting || spent(view, instance, &stand).is_some()
+        {
+            continue;
+        }
+        let closed: BTreeSet<u32> = match view.pool.volume {
+            None => BTreeSet::new(),
+            Some(_) => (0..view.pool.capacity)
+                .filter(|slot| {
+                    let attached = instance.devices.get(&device_of(*slot));
+                    attached.is_none() || attached != mounts.get(slot)
+                })
+                .collect(),
+        };
+        plan.open.insert(instance.id.clone(), closed);
+    }
+}

@@ -1,0 +1,471 @@
+//! Random worlds: whatever a pool's cloud and hosts look like, no plan takes an instance from under a job or an
+//! environment, gives two owners to a slot, or goes above a limit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+
+use super::*;
+use crate::api::runner_pool::{GrowWith, StopMode, WorkspaceVolume};
+use crate::fleet::facts::{Facts, device_of};
+use crate::fleet::policy::Active;
+use crate::fleet::view::{Memory, Pool, Sleeping, Use};
+use crate::provider::{Attachment, Group, Hook, Member, Volume, VolumeState, tags};
+
+const SLOTS: u32 = 2;
+const NOW: i64 = 100_000;
+
+fn now() -> Timestamp {
+    Timestamp::from_second(NOW).unwrap()
+}
+
+/// All that a view borrows.
+#[derive(Debug, Clone)]
+struct World {
+    facts: Facts,
+    memory: Memory,
+    stands: BTreeMap<String, Stand>,
+    volume: Option<WorkspaceVolume>,
+    owned_volumes: BTreeSet<String>,
+    policy: Active,
+    waiting: u32,
+    max_instances: u32,
+    may_launch: u32,
+    max_uses: u32,
+    max_age: Option<SignedDuration>,
+    grow_with: GrowWith,
+    stop_mode: StopMode,
+    is_deleting: bool,
+}
+
+impl World {
+    fn view(&self) -> View<'_> {
+        let environments = |(id, stand): (&String, &Stand)| {
+            let known = stand.environments().map(|it| (it.id.clone(), Some(id.clone())));
+            known.collect::<Vec<_>>()
+        };
+        let kept = |(id, stand): (&String, &Stand)| {
+            let slots = stand.slots.iter().filter(|(_, slot)| !slot.environments.is_empty());
+            slots.map(|(slot, _)| (id.clone(), *slot)).collect::<Vec<_>>()
+        };
+        View {
+            pool: Pool {
+                uid: "p",
+                name: "pool",
+                namespace: "ci",
+                cluster: "c",
+                group: "g",
+                capacity: SLOTS,
+                max_instances: self.max_instances,
+                max_uses: self.max_uses,
+                max_age: self.max_age,
+                ready_timeout: SignedDuration::from_mins(5),
+                failure_threshold: 3,
+                deletion_retry: SignedDuration::from_mins(1),
+                grow_with: self.grow_with,
+                stop_mode: self.stop_mode,
+                volume: self.volume.as_ref(),
+                is_deleting: self.is_deleting,
+                epoch: 1,
+            },
+            facts: &self.facts,
+            stands: self.stands.clone(),
+            places: self.stands.iter().flat_map(kept).collect(),
+            known: self.stands.iter().flat_map(environments).collect(),
+            owned_volumes: self.owned_volumes.clone(),
+            kept_tags: BTreeMap::new(),
+            policy: self.policy.clone(),
+            waiting: self.waiting,
+            wakes: Vec::new(),
+            may_launch: self.may_launch,
+            memory: &self.memory,
+            now: now(),
+        }
+    }
+
+    fn stand(&self, instance: &str) -> Stand {
+        self.stands.get(instance).cloned().unwrap_or_default()
+    }
+}
+
+fn lifecycles() -> impl Strategy<Value = Option<Lifecycle>> {
+    prop_oneof![
+        4 => Just(Some(Lifecycle::InService)),
+        2 => Just(None),
+        1 => Just(Some(Lifecycle::Launching)),
+        1 => Just(Some(Lifecycle::Terminating)),
+        2 => Just(Some(Lifecycle::TerminatingWait)),
+        1 => Just(Some(Lifecycle::Retained)),
+        1 => Just(Some(Lifecycle::Detaching)),
+        1 => Just(Some(Lifecycle::Standby)),
+        1 => Just(Some(Lifecycle::Warmed)),
+        1 => Just(Some(Lifecycle::WarmedTerminatingWait)),
+        1 => Just(Some(Lifecycle::Gone)),
+    ]
+}
+
+fn states() -> impl Strategy<Value = InstanceState> {
+    prop_oneof![
+        6 => Just(InstanceState::Running),
+        1 => Just(InstanceState::Pending),
+        1 => Just(InstanceState::Stopping),
+        2 => Just(InstanceState::Stopped),
+        1 => Just(InstanceState::ShuttingDown),
+        1 => Just(InstanceState::Terminated),
+    ]
+}
+
+fn uses(id: u32) -> impl Strategy<Value = BTreeMap<u32, Use>> {
+    let one = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.1), any::<[bool; 4]>());
+    let slot = prop::option::weighted(0.4, one);
+    prop::collection::vec(slot, SLOTS as usize).prop_map(move |slots| {
+        let mut all = BTreeMap::new();
+        for (slot, kept) in (0..).zip(slots) {
+            let Some((has_job, has_environment, is_in_doubt, [stop, due, wanted, has_volume])) = kept else {
+                continue;
+            };
+            let sleeping = Sleeping {
+                id: format!("environment{id:04}{slot:05}"),
+                is_to_stop: stop,
+                is_due_to_stop: stop || due,
+                is_wanted: wanted,
+                has_volume,
+                expires_at: now(),
+                tags: BTreeMap::new(),
+            };
+            let environments = if has_environment { vec![sleeping] } else { Vec::new() };
+            all.insert(slot, Use { has_job, environments, is_in_doubt });
+        }
+        all
+    })
+}
+
+fn hosts() -> impl Strategy<Value = HostStand> {
+    let mounts = prop::collection::btree_map(0..SLOTS, (0..6_u32).prop_map(|id| format!("vol-{id}")), 0..3);
+    prop_oneof![
+        1 => Just(HostStand::NotKept),
+        1 => any::<bool>().prop_map(|said| HostStand::Connecting { why: said.then(|| "refused".to_owned()) }),
+        4 => (mounts, 0..6_u64).prop_map(|(mounts, jobs_started)| HostStand::Ready { mounts, jobs_started }),
+    ]
+}
+
+fn instance(number: u32) -> impl Strategy<Value = (Instance, Stand, Option<i64>)> {
+    let touched = prop::option::weighted(0.2, prop_oneof![Just(NOW - 100), Just(NOW)]);
+    let member = (lifecycles(), any::<bool>(), any::<bool>());
+    let devices = prop::collection::btree_map(0..SLOTS, (0..6_u32).prop_map(|id| format!("vol-{id}")), 0..3);
+    (
+        states(),
+        member,
+        devices,
+        uses(number),
+        hosts(),
+        0..20_000_i64,
+        prop::bool::weighted(0.1),
+        any::<bool>(),
+        touched,
+    )
+        .prop_map(
+            move |(
+                state,
+                (lifecycle, is_protected, is_healthy),
+                devices,
+                slots,
+                host,
+                age,
+                goes,
+                marked,
+                touched,
+            )| {
+                let member = lifecycle.map(|lifecycle| Member {
+                    group: "g".into(),
+                    lifecycle,
+                    is_protected,
+                    is_healthy,
+                });
+                let own = if marked { vec![(tags::POOL, "p"), (tags::CLUSTER, "c")] } else { Vec::new() };
+                let instance = Instance {
+                    state,
+                    zone: if number.is_multiple_of(2) { "a" } else { "b" }.into(),
+                    launched_at: Timestamp::from_second(NOW - age).ok(),
+                    can_hibernate: true,
+                    member,
+                    devices: devices.into_iter().map(|(slot, id)| (device_of(slot), id)).collect(),
+                    tags: own.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+                    ..Instance::for_test(&format!("i-{number}"))
+                };
+                (instance, Stand { host, slots, is_announced_to_go: goes }, touched)
+            },
+        )
+}
+
+/// Volumes with a number each, some of them an environment's.
+fn volumes() -> impl Strategy<Value = (Vec<Volume>, BTreeSet<String>)> {
+    let states =
+        prop_oneof![Just(VolumeState::Available), Just(VolumeState::InUse), Just(VolumeState::Creating)];
+    let one = (states, any::<bool>(), any::<bool>(), any::<bool>());
+    prop::collection::vec(one, 0..6).prop_map(|all| {
+        let mut owned = BTreeSet::new();
+        let mut volumes = Vec::new();
+        for (number, (state, is_in_a, is_owned, is_tagged)) in all.into_iter().enumerate() {
+            let id = format!("vol-{number}");
+            let mut marks = BTreeMap::from([(tags::POOL.to_owned(), "p".to_owned())]);
+            if is_tagged {
+                marks.insert(tags::ENVIRONMENT.to_owned(), "someone".to_owned());
+            }
+            if is_owned {
+                owned.insert(id.clone());
+            }
+            let attachment = (state == VolumeState::InUse).then(|| Attachment {
+                instance: "i-0".into(),
+                device: device_of(0),
+                is_attached: true,
+                is_detaching: false,
+            });
+            volumes.push(Volume {
+                id,
+                state,
+                zone: if is_in_a { "a" } else { "b" }.into(),
+                size_gib: 8,
+                attachment,
+                created_at: None,
+                snapshot: None,
+                tags: marks,
+            });
+        }
+        (volumes, owned)
+    })
+}
+
+fn group() -> impl Strategy<Value = Option<Group>> {
+    let group =
+        (0..3_u32, 0..8_u32, 0..9_u32, any::<bool>()).prop_map(|(min, more, desired, retains)| Group {
+            name: "g".into(),
+            min,
+            max: min + more,
+            desired: desired.clamp(min, min + more),
+            zones: vec!["a".into(), "b".into()],
+            retains_abandoned: retains,
+            hooks: vec![Hook {
+                name: "leave".into(),
+                at_termination: true,
+                heartbeat_timeout: 60,
+                global_timeout: 6000,
+                abandons: true,
+            }],
+            ..Group::default()
+        });
+    prop::option::weighted(0.95, group)
+}
+
+fn worlds() -> impl Strategy<Value = World> {
+    let policy = (0..4_u32, 0..1200_u64, any::<bool>()).prop_map(|(idle_count, seconds, preemptive)| {
+        Active { idle_count, idle_time: Duration::from_secs(seconds), preemptive, ..Active::default() }
+    });
+    let instances = (0..7_usize)
+        .prop_flat_map(|count| (0..u32::try_from(count).unwrap()).map(instance).collect::<Vec<_>>());
+    let settings = (0..8_u32, 0..5_u32, 0..4_u32, any::<[bool; 5]>());
+    (group(), instances, volumes(), policy, 0..8_u32, settings).prop_map(
+        |(
+            group,
+            instances,
+            (volumes, owned_volumes),
+            policy,
+            waiting,
+            (max_instances, may_launch, max_uses, flags),
+        )| {
+            let [launches, hibernates, has_age, has_volumes, is_deleting] = flags;
+            let mut facts = Facts::default();
+            (facts.at, facts.group) = (Timestamp::from_second(NOW - 5).unwrap(), group);
+            let (mut memory, mut stands) = (Memory::default(), BTreeMap::new());
+            for (instance, stand, touched) in instances {
+                if let Some(at) = touched {
+                    memory.touched.insert(instance.id.clone(), Timestamp::from_second(at).unwrap());
+                }
+                memory.up_since.extend(instance.launched_at.map(|at| (instance.id.clone(), at)));
+                memory.idle_since.extend(instance.launched_at.map(|at| (instance.id.clone(), at)));
+                stands.insert(instance.id.clone(), stand);
+                facts.instances.insert(instance.id.clone(), instance);
+            }
+            facts.volumes = volumes.into_iter().map(|volume| (volume.id.clone(), volume)).collect();
+            let volume: WorkspaceVolume =
+                serde_json::from_value(serde_json::json!({ "sizeGiB": 8 })).unwrap();
+            World {
+                facts,
+                memory,
+                stands,
+                volume: has_volumes.then_some(volume),
+                owned_volumes,
+                policy,
+                waiting,
+                max_instances,
+                may_launch,
+                max_uses,
+                max_age: has_age.then(|| SignedDuration::from_hours(4)),
+                grow_with: if launches { GrowWith::LaunchInstances } else { GrowWith::SetDesiredCapacity },
+                stop_mode: if hibernates { StopMode::Hibernate } else { StopMode::Stop },
+                is_deleting,
+            }
+        },
+    )
+}
+
+fn steps(plan: &Plan) -> impl Iterator<Item = &Step> {
+    plan.sequences.iter().flat_map(|sequence| &sequence.steps)
+}
+
+fn changes(plan: &Plan) -> impl Iterator<Item = &Change> {
+    steps(plan).filter_map(|step| match step {
+        Step::Cloud(change) => Some(change),
+        Step::Mount { .. } | Step::Quiet { .. } => None,
+    })
+}
+
+fn grows(change: &Change) -> bool {
+    matches!(change, Change::SetDesired { .. } | Change::Launch { .. })
+}
+
+fn makes(change: &Change) -> bool {
+    matches!(change, Change::CreateVolume(_) | Change::Attach { .. } | Change::Launch { .. })
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_taken_from_under_a_job_or_an_environment(world in worlds()) {
+        let plan = plan(&world.view());
+        for change in changes(&plan) {
+            match change {
+                Change::TerminateMember { instance } | Change::Terminate { instance } => {
+                    prop_assert!(world.stand(instance).is_free(), "{change:?}");
+                }
+                Change::Complete { instance, abandon, .. } => {
+                    let state = world.facts.instances[instance].state;
+                    let stand = world.stand(instance);
+                    let is_trimmed = lifecycle(&world.facts.instances[instance]) == Some(&Lifecycle::WarmedTerminatingWait);
+                    let may = stand.is_free() || state.is_gone() || is_trimmed || (*abandon && !stand.has_job());
+                    prop_assert!(may, "{change:?}");
+                }
+                Change::Detach { instance, shrinks: true, .. } => {
+                    prop_assert!(world.stand(instance).may_stop(), "{change:?}");
+                }
+                Change::Stop { instance, .. } => {
+                    prop_assert!(world.stand(instance).may_stop(), "{change:?}");
+                    // A member that stops would be replaced at once.
+                    prop_assert_eq!(&world.facts.instances[instance].member, &None);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn no_instance_is_ended_or_emptied_and_opened_in_one_plan(world in worlds()) {
+        let plan = plan(&world.view());
+        for change in changes(&plan) {
+            if let Change::TerminateMember { instance } | Change::Terminate { instance } | Change::Stop { instance, .. }
+            | Change::Detach { instance, .. } | Change::Complete { instance, .. } = change {
+                prop_assert!(!plan.open.contains_key(instance), "{change:?}");
+            }
+        }
+        for id in plan.open.keys() {
+            let instance = &world.facts.instances[id];
+            prop_assert!(is_in_service(instance) && world.stand(id).is_ready() && !world.is_deleting);
+            prop_assert!(instance.member.as_ref().unwrap().is_protected);
+        }
+    }
+
+    #[test]
+    fn a_volume_goes_to_one_free_slot_of_its_zone_and_is_nobodys(world in worlds()) {
+        let plan = plan(&world.view());
+        let (mut volumes, mut places) = (BTreeSet::new(), BTreeSet::new());
+        for change in changes(&plan) {
+            let Change::Attach { volume, instance, device } = change else { continue };
+            prop_assert!(volumes.insert(volume.clone()) && places.insert((instance.clone(), device.clone())));
+            let known = &world.facts.volumes[volume];
+            prop_assert!(!known.tags.contains_key(tags::ENVIRONMENT) && !world.owned_volumes.contains(volume));
+            prop_assert_eq!(known.state, VolumeState::Available);
+            let there = &world.facts.instances[instance];
+            prop_assert_eq!(&known.zone, &there.zone);
+            prop_assert!(!there.devices.contains_key(device), "{change:?}");
+            let slot = crate::fleet::facts::slot_at(device).unwrap();
+            prop_assert!(!world.stand(instance).slots.contains_key(&slot), "a kept slot's device was taken: {change:?}");
+        }
+    }
+
+    #[test]
+    fn the_fleet_grows_within_its_limits(world in worlds()) {
+        let plan = plan(&world.view());
+        let Some(group) = &world.facts.group else {
+            prop_assert!(changes(&plan).all(|change| !grows(change)));
+            return Ok(());
+        };
+        let mut launched = 0;
+        for change in changes(&plan) {
+            match change {
+                Change::SetDesired { to, .. } => {
+                    prop_assert!((group.min..=group.max).contains(to), "{change:?}, {group:?}");
+                    // What restores a size that somebody has lowered launches nothing.
+                    launched += u32::try_from(plan.scale.grow.len()).unwrap();
+                }
+                Change::Launch { count, .. } => launched += count,
+                _ => {}
+            }
+        }
+        prop_assert!(launched <= world.may_launch);
+        prop_assert!(launched == 0 || !world.is_deleting);
+        let running = size::running(&world.view());
+        prop_assert!(launched == 0 || running + launched <= world.max_instances, "{running} + {launched}");
+    }
+
+    #[test]
+    fn one_thing_is_done_about_a_subject_and_none_that_no_look_can_show_yet(world in worlds()) {
+        let plan = plan(&world.view());
+        let mut subjects = BTreeSet::new();
+        for sequence in &plan.sequences {
+            prop_assert!(subjects.insert(&sequence.subject), "{} twice", sequence.subject);
+            prop_assert!(!sequence.steps.is_empty());
+            let view = world.view();
+            prop_assert!(!view.is_under_way(&sequence.subject) || sequence.subject.ends_with(" hooks"));
+        }
+    }
+
+    #[test]
+    fn a_pool_that_goes_makes_nothing_new(world in worlds()) {
+        let world = World { is_deleting: true, ..world };
+        let plan = plan(&world.view());
+        prop_assert!(plan.open.is_empty() && plan.growth == 0);
+        for change in changes(&plan) {
+            let is_new = makes(change);
+            prop_assert!(!is_new, "{:?}", change);
+        }
+    }
+
+    #[test]
+    fn what_this_holder_has_seen_to_come_up_is_as_old_as_that_by_whatever_clock_it_was_launched(
+        world in worlds(), launched in -100_000..100_000_i64, seen in 0..20_000_i64, was_there in any::<bool>(),
+    ) {
+        let mut world = world;
+        let most = SignedDuration::from_hours(1);
+        world.max_age = Some(most);
+        let first_look = NOW - seen - if was_there { 0 } else { 1 };
+        world.memory.first_look = Timestamp::from_second(first_look).ok();
+        for (id, instance) in &mut world.facts.instances {
+            instance.launched_at = Timestamp::from_second(NOW - launched).ok();
+            world.memory.up_since.insert(id.clone(), Timestamp::from_second(NOW - seen).unwrap());
+        }
+        let age = SignedDuration::from_secs(if was_there { launched } else { seen });
+        let view = world.view();
+        for instance in world.facts.instances.values() {
+            let stand = world.stand(&instance.id);
+            if !stand.is_announced_to_go {
+                prop_assert_eq!(spent(&view, instance, &stand) == Some(Spent::Age), age >= most);
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_world_gives_the_same_plan(world in worlds()) {
+        prop_assert_eq!(plan(&world.view()), plan(&world.view()));
+    }
+}

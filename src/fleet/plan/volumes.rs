@@ -1,0 +1,141 @@
+//! A volume for each slot: made, attached and mounted before the slot takes a job, used again while no environment owns
+//! it. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::members::own_tags;
+use super::{Plan, Step, is_in_service, spent};
+use crate::fleet::facts::device_of;
+use crate::fleet::view::{HostStand, Stand, View};
+use crate::provider::{Change, Instance, Volume, VolumeOrder, VolumeState, tags};
+
+/// Provides slots that nothing keeps with volumes.
+pub fn provide(view: &View<'_>, plan: &mut Plan) {
+    let Some(wanted) = view.pool.volume else { return };
+    if view.pool.is_deleting {
+        return;
+    }
+    let mut taken = BTreeSet::new();
+    for instance in view.facts.instances.values().filter(|instance| is_in_service(instance)) {
+        let stand = view.stand(&instance.id);
+        if spent(view, instance, &stand).is_some() {
+            continue;
+        }
+        for slot in (0..view.pool.capacity).filter(|slot| !is_kept(view, instance, &stand, *slot)) {
+            let device = device_of(slot);
+            match instance.devices.get(&device).and_then(|id| view.facts.volumes.get(id)) {
+                Some(volume) => mount(view, plan, instance, &stand, slot, volume),
+                // Attached, and not seen among the volumes yet.
+                None if instance.devices.contains_key(&device) => {}
+                None => {
+                    if let Some(step) = attach_or_make(view, instance, slot, wanted, &mut taken) {
+                        plan.is_expecting = true;
+                        plan.add(view, &format!("{} slot {slot}", instance.id), step);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether a slot is an environment's or a job's, or an environment is on its way there: its volume is that one's
+/// business.
+fn is_kept(view: &View<'_>, instance: &Instance, stand: &Stand, slot: u32) -> bool {
+    stand.slots.contains_key(&slot) || view.places.contains(&(instance.id.clone(), slot))
+}
+
+fn mount(view: &View<'_>, plan: &mut Plan, instance: &Instance, stand: &Stand, slot: u32, volume: &Volume) {
+    let HostStand::Ready { mounts, .. } = &stand.host else { return };
+    let is_attached =
+        volume.attachment.as_ref().is_some_and(|known| known.is_attached && !known.is_detaching);
+    if !is_attached {
+        plan.is_expecting = true;
+        return;
+    }
+    if mounts.get(&slot) != Some(&volume.id) {
+        let step = Step::Mount {
+            instance: instance.id.clone(),
+            slot,
+            volume: volume.id.clone(),
+            device: device_of(slot),
+        };
+        plan.add(view, &format!("{} slot {slot}", instance.id), vec![step]);
+    }
+}
+
+/// A volume that nobody owns is attached; where there is none, one is made, and attached when it is there.
+fn attach_or_make(
+    view: &View<'_>,
+    instance: &Instance,
+    slot: u32,
+    wanted: &crate::api::runner_pool::WorkspaceVolume,
+    taken: &mut BTreeSet<String>,
+) -> Option<Vec<Step>> {
+    let mine = |volume: &&Volume| is_made_for(volume, &instance.id, slot);
+    let usable = |volume: &&Volume| {
+        volume.state == VolumeState::Available
+            && volume.zone == instance.zone
+            && volume.size_gib >= wanted.size_gib
+            // One from before the pool had its baseline would begin cold.
+            && (wanted.baseline_snapshot.is_none() || volume.snapshot == wanted.baseline_snapshot)
+            && !taken.contains(&volume.id)
+            && is_nobodys(view, volume)
+    };
+    let made = view.facts.volumes.values().filter(|volume| mine(volume) && is_nobodys(view, volume));
+    let is_coming = made.clone().any(|volume| volume.state == VolumeState::Creating);
+    if is_coming {
+        return Some(Vec::new());
+    }
+    let mut made = made;
+    let found = made.find(usable).or_else(|| view.facts.volumes.values().find(usable));
+    let for_slot = BTreeMap::from([
+        (tags::SLOT_OF.to_owned(), instance.id.clone()),
+        (tags::SLOT.to_owned(), slot.to_string()),
+    ]);
+    if let Some(volume) = found {
+        taken.insert(volume.id.clone());
+        let attach = Change::Attach {
+            volume: volume.id.clone(),
+            instance: instance.id.clone(),
+            device: device_of(slot),
+        };
+        let mut steps = Vec::new();
+        if volume.tags.contains_key(tags::ORPHANED_AT) {
+            let keys = vec![tags::ORPHANED_AT.to_owned()];
+            steps.push(Step::Cloud(Change::Untag { ids: vec![volume.id.clone()], keys }));
+        }
+        if !is_made_for(volume, &instance.id, slot) {
+            steps.push(Step::Cloud(Change::Tag { ids: vec![volume.id.clone()], tags: for_slot }));
+        }
+        steps.push(Step::Cloud(attach));
+        return Some(steps);
+    }
+    let mut all = own_tags(view);
+    all.extend(for_slot);
+    let (epoch, orders) = (view.pool.epoch.to_string(), view.memory.orders.to_string());
+    let order = VolumeOrder {
+        zone: instance.zone.clone(),
+        size_gib: wanted.size_gib,
+        type_: wanted.type_.clone(),
+        encrypted: wanted.encrypted,
+        kms_key: wanted.kms_key_id.clone(),
+        snapshot: wanted.baseline_snapshot.clone(),
+        tags: all,
+        token: tags::token(&[view.pool.uid, &instance.id, &slot.to_string(), &epoch, &orders]),
+    };
+    Some(vec![Step::Cloud(Change::CreateVolume(order))])
+}
+
+fn is_made_for(volume: &Volume, instance: &str, slot: u32) -> bool {
+    let is = |key: &str, value: &str| volume.tags.get(key).is_some_and(|known| known == value);
+    is(tags::SLOT_OF, instance) && is(tags::SLOT, &slot.to_string())
+}
+
+/// Whether no environment owns a volume, by its tags, by a status, or by the slot it was last in.
+pub fn is_nobodys(view: &View<'_>, volume: &Volume) -> bool {
+    let last = volume.tags.get(tags::SLOT_OF).zip(volume.tags.get(tags::SLOT));
+    let is_of_place = last.is_some_and(|(instance, slot)| {
+        slot.parse().is_ok_and(|slot: u32| view.places.contains(&(instance.clone(), slot)))
+    });
+    !volume.tags.contains_key(tags::ENVIRONMENT) && !view.owned_volumes.contains(&volume.id) && !is_of_place
+}

@@ -1,0 +1,13 @@
+//! Pools on EC2 and Auto Scaling, against the cloud stand-in with real machines that follow it.
+
+mod adoption;
+mod bad_days;
+mod baseline;
+mod connect;
+mod failures;
+mod growth;
+mod iam;
+mod scale_in;
+mod settings;
+mod slots;
+mod tiers;

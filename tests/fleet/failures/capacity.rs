@@ -1,0 +1,164 @@
+//! A cloud that has no room, or asks for patience.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use super::super::tiers::{ask, leaves_marks, until_tier, with_volumes};
+use super::{go, instance_of, next_job_runs, snapshots, until_called, until_waits_for};
+use crate::suspension::{held, job, put_to_sleep, until_gone};
+use crate::testbed::cloud::{Act, Fault};
+use crate::testbed::gitlab::JobState;
+use crate::testbed::stage::{POOL, SOON, Setting, Stage};
+use crate::testbed::wait::until;
+use crate::traces::{self, told};
+
+#[tokio::test]
+async fn a_job_waits_for_capacity_to_start_its_environments_instance() -> Result<()> {
+    let stage = Stage::start("no-start", Setting::cloud(json!({}))).await?;
+    let cloud = stage.cloud()?;
+    let (_, key) = put_to_sleep(&stage, leaves_marks("first")).await?;
+    ask(&stage, &key, "Stopped").await?;
+    until_tier(&stage, &key, "Stopped").await?;
+    cloud.cloud.act(Act::NoCapacity).await?;
+    let wake = stage.gitlab.enqueue(job("wake").environment_key(&key).script(["cat ../../marker"]));
+    let message = stage.until_finding("Scaling", "False", "NoCapacity").await?;
+    ensure!(message.contains("InsufficientInstanceCapacity"), "{message}");
+    stage.until_event("CloudRefused").await?;
+    ensure!(stage.gitlab.job(wake).is_some_and(|job| !job.state.is_final()), "the job did not wait");
+    cloud.cloud.act(Act::Restore).await?;
+    let over = stage.until_over(wake).await?;
+    ensure!(over.state == JobState::Success && over.log_contains("kept"), "{}", told(&over));
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_group_without_capacity_is_told_and_jobs_wait_for_it() -> Result<()> {
+    let stage = Stage::start("no-growth", Setting::cloud(json!({}))).await?;
+    let cloud = stage.cloud()?;
+    cloud.cloud.act(Act::NoCapacity).await?;
+    let waits = stage.gitlab.enqueue(job("waits").script(["echo runs"]));
+    let message = stage.until_finding("Scaling", "True", "WaitingForInstances").await?;
+    ensure!(message.contains("1 instances are on their way"), "{message}");
+    until_called(&stage, "of a launch that failed", |call| call.action == "launch-failed").await?;
+    // The group alone knows, and tells it in its activities.
+    let message = stage.until_finding("Scaling", "False", "NoCapacity").await?;
+    ensure!(message.contains("sufficient capacity") && message.contains("more zones"), "{message}");
+    stage.until_event("LaunchFailed").await?;
+    ensure!(stage.gitlab.job(waits).is_some_and(|job| !job.state.is_final()), "the job did not wait");
+    cloud.cloud.act(Act::Restore).await?;
+    let over = stage.until_over(waits).await?;
+    ensure!(over.state == JobState::Success, "{}", told(&over));
+    let asked = cloud.cloud.calls(0).await?;
+    let asked = asked.iter().filter(|call| call.action == "SetDesiredCapacity").count();
+    ensure!(asked == 1, "the group was asked {asked} times");
+    stage.until_condition("runnerpool", POOL, "Scaling").await?;
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_launch_without_capacity_is_a_condition_and_tried_again() -> Result<()> {
+    let pool = json!({ "provider": { "aws": { "growWith": "LaunchInstances" } } });
+    let stage = Stage::start("no-launch", Setting::cloud(pool)).await?;
+    let cloud = stage.cloud()?;
+    cloud.cloud.act(Act::NoCapacity).await?;
+    let waits = stage.gitlab.enqueue(job("waits").script(["echo runs"]));
+    stage.until_finding("Scaling", "False", "NoCapacity").await?;
+    cloud.cloud.act(Act::Restore).await?;
+    let over = stage.until_over(waits).await?;
+    ensure!(over.state == JobState::Success, "{}", told(&over));
+    stage.until_finding("CloudReady", "True", "CloudAnswers").await?;
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn an_environment_whose_zone_is_closed_says_so_and_comes_back_in_another_by_a_snapshot() -> Result<()> {
+    let stage =
+        Stage::start("zone-closed", with_volumes(json!({ "policies": [{ "idleTime": "1s" }] }))).await?;
+    let cloud = stage.cloud()?;
+    let (_, key) = put_to_sleep(&stage, leaves_marks("first")).await?;
+    ask(&stage, &key, "Detached").await?;
+    let detached = until_tier(&stage, &key, "Detached").await?;
+    let zone = detached["status"]["volume"]["zone"].as_str().context("no zone")?.to_owned();
+    cloud.until_members(0).await?;
+    cloud.cloud.act(Act::ZoneClosed { zone: zone.clone() }).await?;
+    let wake = stage.gitlab.enqueue(job("wake").environment_key(&key).script(["cat ../../marker"]));
+    until_waits_for(&stage, &key, &zone).await?;
+    let message = stage.until_finding("Scaling", "False", "ZoneWithoutCapacity").await?;
+    ensure!(message.contains(&zone), "{message}");
+    let over = stage.until_over(wake).await?;
+    ensure!(
+        over.state == JobState::Success && over.log_contains("kept"),
+        "{}\n{}",
+        told(&over),
+        stage.operator_log()
+    );
+    let instance = instance_of(&stage, wake).await?;
+    let state = cloud.cloud.state().await?;
+    let woken = state.instances.iter().find(|one| one.id == instance).context("its instance is not shown")?;
+    ensure!(woken.zone != zone, "{zone} was closed: {woken:?}");
+    until_gone(&stage, &key).await?;
+    // What it has left behind is gone too.
+    ensure!(snapshots(&stage).await?.is_empty());
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_throttled_account_fails_no_job() -> Result<()> {
+    let stage = Stage::start("throttled", Setting::cloud(json!({}))).await?;
+    let cloud = stage.cloud()?;
+    let busy = stage.gitlab.enqueue(job("busy").script(held(&["echo done"])).suspend_on_success());
+    stage.until_log(busy, "waits").await?;
+    let instance = instance_of(&stage, busy).await?;
+    for (service, code) in [("ec2", "RequestLimitExceeded"), ("autoscaling", "Throttling")] {
+        cloud.cloud.fault(Fault::error(service, "*", 503, code).always()).await?;
+    }
+    stage.until_finding("CloudReady", "Unknown", "Retry").await?;
+    go(&stage, &instance).await?;
+    let over = stage.until_over(busy).await?;
+    ensure!(over.state == JobState::Success, "{}", told(&over));
+    let key = crate::suspension::key_of(&over)?;
+    stage.asleep(&key).await?;
+    // What waits for an instance waits; it is not failed for it.
+    let waits = stage.gitlab.enqueue(job("waits").script(["echo runs"]));
+    until("the job is taken", SOON, async || {
+        Ok(stage.gitlab.job(waits).and_then(|job| job.picked_up_at).map(|_| ()))
+    })
+    .await?;
+    cloud.cloud.clear_faults().await?;
+    let over = stage.until_over(waits).await?;
+    ensure!(over.state == JobState::Success, "{}", told(&over));
+    stage.until_finding("CloudReady", "True", "CloudAnswers").await?;
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_group_that_is_busy_is_asked_again() -> Result<()> {
+    let stage = Stage::start("busy-group", Setting::cloud(json!({}))).await?;
+    let busy = Fault::error("autoscaling", "SetDesiredCapacity", 400, "ScalingActivityInProgress");
+    stage.cloud()?.cloud.fault(busy.times(2)).await?;
+    next_job_runs(&stage).await?;
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_quota_that_is_used_up_is_a_condition_and_jobs_wait() -> Result<()> {
+    let stage = Stage::start("quota", with_volumes(json!({}))).await?;
+    let cloud = stage.cloud()?;
+    cloud.cloud.fault(Fault::error("ec2", "CreateVolume", 400, "VolumeLimitExceeded").always()).await?;
+    let waits = stage.gitlab.enqueue(job("waits").script(["echo runs"]));
+    let message = stage.until_finding("CloudReady", "False", "Quota").await?;
+    ensure!(message.contains("VolumeLimitExceeded"), "{message}");
+    let event = stage.until_event("CloudRefused").await?;
+    ensure!(event["message"].as_str().is_some_and(|note| note.contains("VolumeLimitExceeded")), "{event:#}");
+    cloud.cloud.clear_faults().await?;
+    let over = stage.until_over(waits).await?;
+    ensure!(over.state == JobState::Success, "{}", told(&over));
+    until("one volume was made", SOON, async || {
+        let state = cloud.cloud.state().await?;
+        let roots: Vec<_> = state.instances.iter().filter_map(|one| one.root_volume.clone()).collect();
+        Ok((state.volumes.iter().filter(|one| !roots.contains(&one.id)).count() == 1).then_some(()))
+    })
+    .await?;
+    stage.until_finding("CloudReady", "True", "CloudAnswers").await?;
+    traces::end(stage).await
+}

@@ -1,0 +1,130 @@
+//! Spot instances that their cloud announces to take.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use super::*;
+use crate::suspension::{environment, object_of, put_to_sleep, until_gone};
+use crate::testbed::cloud::{Act, Market, Reclaim};
+use crate::testbed::stage::{CloudSetting, Setting};
+
+fn on_spot(changes: Value) -> Setting {
+    let setting =
+        CloudSetting { template: |template| template.market = Market::SpotOnce, ..CloudSetting::default() };
+    Setting::cloud(quick(changes)).in_cloud(setting)
+}
+
+fn notice(instance: &str, seconds: f64) -> Act {
+    Act::SpotNotice { instance: instance.to_owned(), action: Reclaim::Terminate, seconds: Some(seconds) }
+}
+
+#[tokio::test]
+async fn an_interruption_notice_moves_a_sleeping_environment_to_its_volume_in_time() -> Result<()> {
+    let stage = Stage::start("spot-sleep", on_spot(json!({ "workspaceVolume": { "sizeGiB": 1 } }))).await?;
+    let cloud = stage.cloud()?;
+    let (_, key) = put_to_sleep(&stage, job("first").script(["echo kept > marker"])).await?;
+    let hot = environment(&stage, &key).await?;
+    let instance = hot["status"]["instance"].as_str().context("no instance")?.to_owned();
+    cloud.cloud.act(notice(&instance, 45.0)).await?;
+    let moved = stage
+        .until_object("suspendedenvironment", &object_of(&key)?, "it is at tier Detached", |senv| {
+            senv["status"]["tier"] == "Detached" && senv["status"]["moving"].is_null()
+        })
+        .await?;
+    ensure!(moved["status"]["instance"].is_null(), "{moved:#}");
+    ensure!(
+        calls_of(cloud, "spot-reclaimed", &instance).await?.is_empty(),
+        "it was moved after its instance was taken: {moved:#}"
+    );
+    traces::event(&stage, POOL, "InterruptionNotice").await?;
+    let woken = stage.run(job("wake").environment_key(&key).script(["cat marker"])).await?;
+    ensure!(
+        woken.state == JobState::Success && woken.log_contains("kept"),
+        "{}\n{}",
+        told(&woken),
+        stage.operator_log()
+    );
+    until_gone(&stage, &key).await?;
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn an_interruption_notice_replaces_an_idle_instance_before_it_is_taken() -> Result<()> {
+    let pool = json!({ "policies": [{ "idleCount": 1, "idleTime": "1h" }] });
+    let stage = Stage::start("spot-idle", on_spot(pool)).await?;
+    let cloud = stage.cloud()?;
+    let first = stage.run(job("first").script(["hostname"])).await?;
+    ensure!(first.state == JobState::Success, "{}\n{}", told(&first), stage.operator_log());
+    let lease = stage.lease_over(first.id).await?;
+    let instance = lease["status"]["instance"].as_str().context("the job had no instance")?.to_owned();
+    cloud.cloud.act(notice(&instance, 90.0)).await?;
+    let (note, _) = traces::event(&stage, POOL, "InterruptionNotice").await?;
+    ensure!(note.contains(&instance), "{note}");
+    runs_elsewhere(&stage, "other", &instance).await?;
+    // Nothing needs it: the pool ends it itself.
+    until_calls(cloud, "TerminateInstanceInAutoScalingGroup", &instance, 1).await?;
+    cloud.machines.gone(&instance).await?;
+    ensure!(calls_of(cloud, "spot-reclaimed", &instance).await?.is_empty(), "its cloud took it first");
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn an_environment_that_cannot_leave_a_reclaimed_instance_is_announced_and_then_lost() -> Result<()> {
+    let stage = Stage::start("spot-lost", on_spot(json!({}))).await?;
+    let cloud = stage.cloud()?;
+    let (_, key) = put_to_sleep(&stage, job("first").script(["echo kept > marker"])).await?;
+    let hot = environment(&stage, &key).await?;
+    let instance = hot["status"]["instance"].as_str().context("no instance")?.to_owned();
+    cloud.cloud.act(notice(&instance, 30.0)).await?;
+    let (note, _) = traces::event(&stage, POOL, "EnvironmentAtRisk").await?;
+    ensure!(note.contains(&instance) && note.contains("spec.workspaceVolume"), "{note}");
+    runs_elsewhere(&stage, "other", &instance).await?;
+    let lost = stage
+        .until_object("suspendedenvironment", &object_of(&key)?, "it is lost", |senv| {
+            senv["status"]["phase"] == "Lost"
+        })
+        .await?;
+    ensure!(
+        lost["status"]["lastAccident"].as_str().is_some_and(|why| why.contains("terminated")),
+        "{lost:#}"
+    );
+    traces::event(&stage, &object_of(&key)?, "Lost").await?;
+    ensure!(calls_of(cloud, "spot-reclaimed", &instance).await?.len() == 1);
+    let woken = stage.run(job("wake").environment_key(&key).script(["cat marker"])).await?;
+    ensure!(woken.state == JobState::Failed, "{}", told(&woken));
+    ensure!(woken.failure_reason.as_deref() == Some("runner_system_failure"), "{}", told(&woken));
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_job_on_a_reclaimed_spot_instance_fails_soon_and_says_why() -> Result<()> {
+    let stage = Stage::start("spot-job", on_spot(json!({}))).await?;
+    let cloud = stage.cloud()?;
+    let (id, instance) = busy(&stage, "busy").await?;
+    cloud.cloud.act(notice(&instance, 20.0)).await?;
+    let (note, _) = traces::event(&stage, POOL, "InterruptionNotice").await?;
+    ensure!(note.contains(&instance), "{note}");
+    runs_elsewhere(&stage, "other", &instance).await?;
+    // By far sooner than spec.connectionGrace, ten minutes.
+    let over = stage.until_over(id).await?;
+    ensure!(over.state == JobState::Failed, "{}", told(&over));
+    ensure!(over.failure_reason.as_deref() == Some("runner_system_failure"), "{}", told(&over));
+    ensure!(over.log_contains(&format!("instance {instance} was terminated")), "{}", told(&over));
+    ensure!(calls_of(cloud, "spot-reclaimed", &instance).await?.len() == 1);
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_rebalance_recommendation_keeps_new_jobs_away_and_replaces_the_instance_when_free() -> Result<()> {
+    let stage = Stage::start("rebalance", on_spot(json!({ "policies": [{ "idleTime": "1h" }] }))).await?;
+    let cloud = stage.cloud()?;
+    let (id, instance) = busy(&stage, "busy").await?;
+    cloud.cloud.act(Act::Rebalance { instance: instance.clone() }).await?;
+    traces::event(&stage, POOL, "InterruptionNotice").await?;
+    let other = runs_elsewhere(&stage, "other", &instance).await?;
+    ends_well(&stage, id, &instance).await?;
+    // It is taken away at once, the other stays for its idle time.
+    cloud.machines.gone(&instance).await?;
+    ensure!(lifecycle(cloud, &other).await?.as_deref() == Some("InService"));
+    traces::end(stage).await
+}
