@@ -18,8 +18,10 @@ use super::{tools, wait};
 
 pub mod audit;
 pub mod client;
+pub mod reader;
 
 use client::Client;
+use reader::Reader;
 
 /// How long the API server may take until it is ready; it is 2 s on an idle machine.
 const READY: Duration = Duration::from_secs(60);
@@ -73,6 +75,8 @@ pub struct ControlPlane {
     endpoint: String,
     probe: reqwest::Client,
     client: Client,
+    /// The API server's own, with its authority.
+    certificate: PathBuf,
     audit_log: PathBuf,
     /// Where etcd keeps its data.
     data: PathBuf,
@@ -116,6 +120,7 @@ impl ControlPlane {
             probe: probe(&files.certificate)?,
             endpoint,
             client: Client::new(&programs, &files.kubeconfig, dir)?,
+            certificate: files.certificate.clone(),
             audit_log: files.audit_log.clone(),
             data: dir.join("etcd"),
         };
@@ -133,6 +138,11 @@ impl ControlPlane {
     /// kubectl, helm and credentials for this control plane.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// A reader of objects, with the administrator's rights.
+    pub fn reader(&self) -> Result<Reader> {
+        Reader::new(&self.endpoint, &self.certificate, ADMIN)
     }
 
     /// The administrator's kubeconfig.

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
+use super::control_plane::reader::Reader;
 use super::control_plane::{ControlPlane, Options as ControlPlaneOptions};
 use super::gitlab::{GitLab, JobId, JobSpec, JobView, Options as GitLabOptions, Runner};
 use super::hosts::{Host, HostSpec, Hosts};
@@ -168,6 +169,7 @@ pub struct Stage {
     pub standby: Option<Operator>,
     /// The operators' ways to GitLab and the API server, where the setting asks for them.
     pub paths: Option<Paths>,
+    reader: Reader,
     scratch: Arc<Scratch>,
 }
 
@@ -229,6 +231,7 @@ impl Stage {
             None => None,
         };
         let stage = Self {
+            reader: cluster.control_plane.reader()?,
             cloud,
             cluster,
             namespace,
@@ -376,13 +379,12 @@ impl Stage {
 
     /// One object.
     pub async fn get(&self, kind: &str, name: &str) -> Result<Value> {
-        Ok(serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"]).await?)?)
+        self.reader.get(&self.namespace, kind, name).await
     }
 
     /// All objects of a kind.
     pub async fn list(&self, kind: &str) -> Result<Vec<Value>> {
-        let list: Value = serde_json::from_str(&self.kubectl(&["get", kind, "-o", "json"]).await?)?;
-        Ok(list["items"].as_array().cloned().unwrap_or_default())
+        self.reader.list(&self.namespace, kind).await
     }
 
     /// Waits until a condition of an object is True.
