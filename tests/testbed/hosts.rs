@@ -346,6 +346,8 @@ impl Host {
         self.path.set(Line::Refused).await?;
         let Some(running) = self.running().take() else { return Ok(()) };
         if let Some(cgroup) = &running.cgroup {
+            // All in one moment: killed one by one, a supervisor could see its job's processes go and write that down.
+            cgroup.freeze().await?;
             cgroup.kill().await?;
         }
         Ok(())
