@@ -57,9 +57,7 @@ async fn endure(
     // What still sleeps is alive: it wakes, and then nothing is left.
     earlier.extend(workload.wake(stage, asleep).await?);
     at_rest(stage, earlier).await?;
-    let left = stage.list("suspendedenvironments").await?;
-    ensure!(left.is_empty(), "nothing sleeps any more, and yet there is {left:#?}");
-    Ok(())
+    stage.until_none("suspendedenvironments").await
 }
 
 /// One blow after the other.

@@ -50,6 +50,10 @@ async fn an_operator_whose_clock_is_off_expires_nothing_too_early_and_stamps_as_
                 lease["status"]["instance"].is_null()
             })
             .await?;
+        // It dies soon, and a lease without its payload would only be closed.
+        let payload = format!("{POOL}-{waits}-payload-0");
+        until("the job's payload is kept", SOON, async || stage.get("secret", &payload).await.map(Some))
+            .await?;
         shift(&stage, Some(offset)).await?;
         stage.until_hosts("Ready").await?;
         let asleep = stage.asleep(&key).await?;

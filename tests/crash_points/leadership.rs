@@ -5,7 +5,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::{Death, at_each};
-use crate::testbed::gitlab::{JobSpec, JobState};
+use crate::testbed::gitlab::{JobId, JobSpec, JobState};
 use crate::testbed::stage::{POOL, Setting, Stage};
 use crate::traces::{self, on, told};
 
@@ -22,13 +22,13 @@ const MADE_AGAIN: [&str; 2] = ["lease-made-again", "lease-status-made-again"];
 async fn goes_on(
     stage: &Stage,
     death: &Death,
-    meanwhile: impl AsyncFnOnce(&Stage) -> Result<()>,
+    meanwhile: impl AsyncFnOnce(&Stage, JobId) -> Result<()>,
 ) -> Result<()> {
     let go = format!("/tmp/go-on-{}", death.name());
     let script = format!("echo begun; while [ ! -e {go} ]; do sleep 0.05; done; echo ended");
     let id = stage.gitlab.enqueue(JobSpec::new(death.name()).script([script]));
     stage.until_log(id, "begun").await?;
-    meanwhile(stage).await?;
+    meanwhile(stage, id).await?;
     stage.touch(&go).await?;
     let over = stage.until_over(id).await?;
     ensure!(over.state == JobState::Success, "{}", told(&over));
@@ -44,7 +44,7 @@ async fn goes_on(
 async fn a_holder_that_dies_over_its_lease_is_followed_by_another() -> Result<()> {
     let stage = Stage::start("crash-lease", Setting::pool(json!({}))).await?;
     at_each(&stage, &HELD, async |stage, death| {
-        goes_on(stage, death, async |stage| {
+        goes_on(stage, death, async |stage, _| {
             death.arm(stage).await?;
             death.fall(stage).await
         })
@@ -52,11 +52,12 @@ async fn a_holder_that_dies_over_its_lease_is_followed_by_another() -> Result<()
     })
     .await?;
     at_each(&stage, &GIVEN_UP, async |stage, death| {
-        goes_on(stage, death, async |stage| {
+        goes_on(stage, death, async |stage, id| {
             death.arm(stage).await?;
             let operator = stage.operator()?;
             operator.until_ready().await?;
-            stage.until_event("JobReattached").await?;
+            // An Event about this job can only be of the holder that is to die.
+            traces::event(stage, &format!("{POOL}-{id}"), "JobReattached").await?;
             let pid = operator.pid().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
             kill_process(pid.context("it does not run")?, Signal::TERM)?;
             death.fall(stage).await
@@ -78,7 +79,7 @@ async fn the_lease_of_a_removed_pool_stands_in_nobodys_way() -> Result<()> {
         stage.apply_pool(json!({})).await?;
         stage.until_condition("runnerpool", POOL, "Ready").await?;
         stage.until_hosts("Ready").await?;
-        goes_on(stage, death, async |_| Ok(())).await
+        goes_on(stage, death, async |_, _| Ok(())).await
     })
     .await?;
     traces::end(stage).await
@@ -102,7 +103,7 @@ async fn a_lease_that_was_half_made_again_starts_nothing() -> Result<()> {
         death.fall(stage).await?;
         stage.gitlab.drop_job(id, "no_updates_running");
         // The pool works on, and a job that was there before it could have been started again by now.
-        goes_on(stage, death, async |_| Ok(())).await?;
+        goes_on(stage, death, async |_, _| Ok(())).await?;
         let mut runs = 0;
         for host in &stage.hosts {
             let ran = on(host, &format!("cat /tmp/ran-{name} 2>/dev/null || true")).await?;

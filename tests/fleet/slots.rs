@@ -16,7 +16,7 @@ use crate::testbed::wait::until;
 use crate::traces::{self, text, told};
 
 /// What a job does until its machine has the file.
-const HELD: [&str; 1] = ["echo waits; while [ ! -e /var/tmp/go ]; do sleep 0.1; done"];
+pub const HELD: [&str; 1] = ["echo waits; while [ ! -e /var/tmp/go ]; do sleep 0.1; done"];
 
 /// Until an instance is a minute old, and a new one runs a job.
 const AGED: Duration = Duration::from_secs(180);
@@ -27,7 +27,8 @@ async fn success(stage: &Stage, id: JobId) -> Result<()> {
     Ok(())
 }
 
-async fn let_go(stage: &Stage, instance: &str) -> Result<()> {
+/// Lets the held jobs of an instance go on.
+pub async fn let_go(stage: &Stage, instance: &str) -> Result<()> {
     traces::on(stage.cloud()?.machine(instance)?.as_ref(), "touch /var/tmp/go").await.map(drop)
 }
 
@@ -41,17 +42,18 @@ fn two_slots(changes: Value) -> Setting {
 async fn three_jobs_on_two_slots_with_volumes_take_two_instances() -> Result<()> {
     let pool = json!({ "workspaceVolume": { "sizeGiB": 1 }, "policies": [{ "idleTime": "2s" }] });
     let stage = Stage::start("slot-volumes", two_slots(pool)).await?;
-    let jobs: Vec<_> = (0..3)
-        .map(|n| stage.gitlab.enqueue(job(&format!("job{n}")).script(["sleep 3", "hostname"])))
-        .collect();
+    let jobs: Vec<_> = (0..3).map(|n| stage.gitlab.enqueue(job(&format!("job{n}")).script(HELD))).collect();
     let mut instances = BTreeSet::new();
     for id in &jobs {
         instances.insert(instance_of(&stage, *id).await?);
     }
+    ensure!(instances.len() == 2, "{instances:?}");
+    for instance in &instances {
+        let_go(&stage, instance).await?;
+    }
     for id in jobs {
         success(&stage, id).await?;
     }
-    ensure!(instances.len() == 2, "{instances:?}");
     traces::end(stage).await
 }
 

@@ -101,9 +101,17 @@ async fn a_missing_secret_is_named_with_its_field_and_the_pool_comes_back_by_its
     }
     stage.until_event("SecretMissing").await?;
 
-    // The Secret is there now, but not the key that the pool names.
+    // The Secret is there now, but not the key that the pool names. Another name, so that the message is a new one.
     put_secret(&stage, "runner-token", "other=x").await?;
-    stage.until_finding("CredentialsValid", "False", "SecretMissing").await?;
+    let key = json!({ "gitlab": { "tokenSecretRef": { "key": "word" } } });
+    stage.apply_pool(key).await?;
+    let last = until("the other key is missed", SOON, async || {
+        let message = stage.until_finding("CredentialsValid", "False", "SecretMissing").await?;
+        Ok(message.contains("\"word\"").then_some(message))
+    })
+    .await?;
+    ensure!(last.contains("spec.gitlab.tokenSecretRef"), "{last}");
+    stage.apply_pool(json!({})).await?;
     put_secret(&stage, "runner-token", &format!("token={}", stage.runner.token)).await?;
     stage.until_condition("runnerpool", POOL, "Ready").await?;
     stage.end().await

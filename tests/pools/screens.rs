@@ -4,7 +4,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use crate::testbed::gitlab::{JobSpec, JobState};
-use crate::testbed::stage::{POOL, Setting, Stage};
+use crate::testbed::stage::{POOL, SOON, Setting, Stage};
+use crate::testbed::wait::until;
 
 /// The header and the first row of a screen, by column.
 fn row(screen: &str) -> Result<Vec<(String, String)>> {
@@ -134,11 +135,16 @@ async fn the_admin_pages_tell_life_readiness_and_figures() -> Result<()> {
         ensure!(gates.contains(&format!("[+] {gate}")), "{gates}");
     }
     ensure!(operator.page("/elsewhere").await?.0 == 404);
-    let metrics = operator.metrics().await?;
+    // A job is counted after its lease is over.
+    let counted = "failure_reason=\"script_failure\",mode=\"traditional\"} 1";
+    let metrics = until("the failed job is counted", SOON, async || {
+        let metrics = operator.metrics().await?;
+        Ok(metrics.contains(counted).then_some(metrics))
+    })
+    .await?;
     let lines = [
         "gitlab_runner_concurrent 7",
         "executor=\"instance\"} 2",
-        "failure_reason=\"script_failure\",mode=\"traditional\"} 1",
         "endpoint=\"update_job\",status=\"200\",method=\"put\"}",
         "dormouse_pool_epoch{runner_name=\"pool\"} 1",
         "dormouse_suspended_environments{runner_name=\"pool\"} 0",

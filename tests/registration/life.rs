@@ -38,7 +38,7 @@ async fn a_pool_makes_its_runner_once_and_works_on_without_the_access_token() ->
 
     // The token is all that is needed from now on, by the next process too.
     stage.kubectl(&["delete", "secret", "access-token"]).await?;
-    stage.crash_operator().await?;
+    stage.succeed_operator().await?;
     let job = stage.run(JobSpec::new("works").tag("linux").protected(true).script(["true"])).await?;
     ensure!(job.state == JobState::Success && job.runner == Some(runner.id), "{}", job.log_text());
     stage.until_finding("Registered", "True", "Registered").await?;

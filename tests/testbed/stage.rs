@@ -472,6 +472,19 @@ impl Stage {
         operator.start_again().await
     }
 
+    /// Kills the operator with SIGKILL, and waits until the next holder of the pool has its hosts. What the pool's status
+    /// says is the next holder's word from then on.
+    pub async fn succeed_operator(&self) -> Result<()> {
+        let before = self.get("runnerpool", POOL).await?["status"]["epoch"].as_u64();
+        self.crash_operator().await?;
+        self.until_object("runnerpool", POOL, "the next holder has its hosts", |pool| {
+            let hosts = pool["status"]["hosts"].as_array().cloned().unwrap_or_default();
+            pool["status"]["epoch"].as_u64() > before && hosts.iter().all(|host| host["state"] == "Ready")
+        })
+        .await?;
+        Ok(())
+    }
+
     /// Gives the pool's Lease up in the name of the operator, which is dead, so that the next one need not wait until
     /// it has run out.
     pub async fn give_up_lease(&self) -> Result<()> {

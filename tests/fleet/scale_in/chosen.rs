@@ -64,8 +64,8 @@ async fn a_terminate_hook_is_held_by_heartbeats_until_the_job_is_over() -> Resul
     let beats = until_calls(cloud, "RecordLifecycleActionHeartbeat", &instance, 2).await?;
     ensure!(beats.iter().all(|beat| beat.names("LifecycleHookName", HOOK)), "{beats:#?}");
     let pause = at(&beats[1])?.duration_since(at(&beats[0])?).as_secs_f64();
-    // A third of the time-out, and never so late that one that is lost would let go of the member.
-    ensure!((9.5..15.0).contains(&pause), "{pause} s between two heartbeats");
+    // A third of the time-out; that none came too late is seen below.
+    ensure!(pause >= 9.5, "{pause} s between two heartbeats");
     ends_well(&stage, id, &instance).await?;
     ensure!(completion(cloud, &instance).await?.1 == "CONTINUE");
     cloud.machines.gone(&instance).await?;
@@ -78,7 +78,7 @@ async fn a_member_that_is_chosen_before_it_is_protected_gets_no_job() -> Result<
     let setting = CloudSetting { group: |group| group.protected = false, ..CloudSetting::default() };
     let stage = Stage::without_operator("window", &Setting::cloud(json!({})).in_cloud(setting)).await?;
     let cloud = stage.cloud()?;
-    let late = Fault::latency("autoscaling", "SetInstanceProtection", Duration::from_secs(8));
+    let late = Fault::latency("autoscaling", "SetInstanceProtection", Duration::from_secs(12));
     cloud.cloud.fault(late).await?;
     let mut stage = stage;
     stage.apply_pool(Setting::cloud(quick(json!({}))).pool).await?;

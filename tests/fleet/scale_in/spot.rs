@@ -14,6 +14,9 @@ fn on_spot(changes: Value) -> Setting {
     Setting::cloud(quick(changes)).in_cloud(setting)
 }
 
+/// How long before it takes an instance the cloud says so.
+const WARNING: f64 = 120.0;
+
 fn notice(instance: &str, seconds: f64) -> Act {
     Act::SpotNotice { instance: instance.to_owned(), action: Reclaim::Terminate, seconds: Some(seconds) }
 }
@@ -75,10 +78,11 @@ async fn an_environment_that_cannot_leave_a_reclaimed_instance_is_announced_and_
     let (_, key) = put_to_sleep(&stage, job("first").script(["echo kept > marker"])).await?;
     let hot = environment(&stage, &key).await?;
     let instance = hot["status"]["instance"].as_str().context("no instance")?.to_owned();
-    cloud.cloud.act(notice(&instance, 30.0)).await?;
+    cloud.cloud.act(notice(&instance, WARNING)).await?;
     let (note, _) = traces::event(&stage, POOL, "EnvironmentAtRisk").await?;
     ensure!(note.contains(&instance) && note.contains("spec.workspaceVolume"), "{note}");
     runs_elsewhere(&stage, "other", &instance).await?;
+    cloud.cloud.act(Act::PassTime { seconds: WARNING }).await?;
     let lost = stage
         .until_object("suspendedenvironment", &object_of(&key)?, "it is lost", |senv| {
             senv["status"]["phase"] == "Lost"
@@ -101,10 +105,11 @@ async fn a_job_on_a_reclaimed_spot_instance_fails_soon_and_says_why() -> Result<
     let stage = Stage::start("spot-job", on_spot(json!({}))).await?;
     let cloud = stage.cloud()?;
     let (id, instance) = busy(&stage, "busy").await?;
-    cloud.cloud.act(notice(&instance, 20.0)).await?;
+    cloud.cloud.act(notice(&instance, WARNING)).await?;
     let (note, _) = traces::event(&stage, POOL, "InterruptionNotice").await?;
     ensure!(note.contains(&instance), "{note}");
     runs_elsewhere(&stage, "other", &instance).await?;
+    cloud.cloud.act(Act::PassTime { seconds: WARNING }).await?;
     // By far sooner than spec.connectionGrace, ten minutes.
     let over = stage.until_over(id).await?;
     ensure!(over.state == JobState::Failed, "{}", told(&over));
