@@ -187,7 +187,7 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
             claimed_by: rival.as_deref(),
         },
     );
-    let is_blocked = group::blocks(&problems);
+    let (is_ours, is_blocked) = (group::is_ours(&problems), group::blocks(&problems));
     held.fleet.state().problems = problems;
     let sleepers = Sleepers::read(held, &facts, now);
     let stands = sleepers.stands(held, &facts);
@@ -213,11 +213,14 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
     };
     let cluster = held.shared.cluster_id.clone();
     let view = look::view(held, spec, &cluster, &facts, sleepers, stands, active, may_launch, &memory, now);
-    let mut plan = match is_blocked {
+    let mut plan = match is_ours {
+        true => plan::plan(&view),
         // Another pool's group, or one that we may not use: nothing is done there.
-        true => Plan::default(),
-        false => plan::plan(&view),
+        false => Plan::default(),
     };
+    if is_ours && is_blocked {
+        plan.begin_nothing(&view);
+    }
     // Without credentials nothing can be held against a scale-in: what runs goes on, nothing new is begun.
     if looking.subscription.problem().is_some_and(|error| error.class == ErrorClass::Denied) {
         plan.open.clear();

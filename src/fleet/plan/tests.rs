@@ -442,6 +442,25 @@ proptest! {
     }
 
     #[test]
+    fn a_group_that_must_not_be_used_grows_not_and_what_is_there_is_seen_to_all_the_same(
+        world in worlds(), ends_none in any::<bool>(),
+    ) {
+        let mut world = world;
+        if let Some(group) = world.facts.group.as_mut().filter(|_| ends_none) {
+            group.suspended.insert("Terminate".to_owned());
+        }
+        let free = plan(&world.view());
+        let mut blocked = free.clone();
+        blocked.begin_nothing(&world.view());
+        prop_assert!(blocked.open.is_empty() && blocked.growth == 0);
+        let is_senseless =
+            |change: &Change| grows(change) || ends_none && matches!(change, Change::TerminateMember { .. });
+        let kept: Vec<&Change> = changes(&free).filter(|change| !is_senseless(change)).collect();
+        prop_assert_eq!(changes(&blocked).collect::<Vec<_>>(), kept);
+        prop_assert_eq!(&blocked.report, &free.report);
+    }
+
+    #[test]
     fn what_this_holder_has_seen_to_come_up_is_as_old_as_that_by_whatever_clock_it_was_launched(
         world in worlds(), launched in -100_000..100_000_i64, seen in 0..20_000_i64, was_there in any::<bool>(),
     ) {
