@@ -17,7 +17,7 @@ use crate::api::{JobLease, SuspendedEnvironment};
 use crate::environment::moves;
 use crate::pool::Held;
 use crate::pool::slots::SlotUse;
-use crate::provider::{Instance, InstanceState};
+use crate::provider::{Ids, Instance, InstanceState};
 
 /// How long the throttle of launches looks back.
 const MINUTE: SignedDuration = SignedDuration::from_mins(1);
@@ -270,6 +270,20 @@ pub fn name_of(held: &Held, id: &str) -> String {
     object_name(&held.name, id)
 }
 
+/// What an environment's object relies on. Of one that is lost nothing is left to be looked for, until it is given back: then
+/// it is gone only when it was looked for in vain.
+pub fn relied_on_by(environment: &SuspendedEnvironment) -> Ids {
+    let mut ids = Ids::default();
+    if environment.phase() == Phase::Lost && environment.metadata.deletion_timestamp.is_none() {
+        return ids;
+    }
+    let status = environment.status.clone().unwrap_or_default();
+    ids.instances.extend(environment.place().map(|(instance, _)| instance.to_owned()));
+    ids.volumes.extend(status.volume.map(|volume| volume.id));
+    ids.snapshots.extend(status.snapshot.map(|snapshot| snapshot.id));
+    ids
+}
+
 /// Environments that a change of these things of the cloud concerns.
 pub fn concerned(environments: &[std::sync::Arc<SuspendedEnvironment>], changed: &[String]) -> Vec<String> {
     let is_of = |environment: &SuspendedEnvironment| {
@@ -288,8 +302,58 @@ pub fn concerned(environments: &[std::sync::Arc<SuspendedEnvironment>], changed:
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use serde_json::json;
+
     use super::*;
-    use crate::provider::Group;
+    use crate::fleet::facts::{Fate, Owner};
+    use crate::provider::{Group, Observation};
+
+    fn lost() -> SuspendedEnvironment {
+        let object = json!({
+            "apiVersion": "dormouse.dev/v1alpha1", "kind": "SuspendedEnvironment", "metadata": { "name": "p-e" },
+            "spec": {
+                "pool": "p", "poolUid": "u", "environmentId": "abcdefghijklmnopqrst",
+                "expiresAt": "2026-01-02T00:00:00Z", "notAfter": "2026-01-03T00:00:00Z", "workspacePath": "/b/0/g/p",
+                "origin": {
+                    "projectId": 1, "projectPath": "g/p", "ref": "main", "protected": false, "commit": "c",
+                    "jobId": 1, "jobName": "j", "userId": 1, "outcome": "Failed", "lease": "p-1", "leaseUid": "l",
+                    "instance": "i-1", "slot": 0,
+                },
+            },
+            "status": { "phase": "Lost", "tier": "Stopped", "instance": "i-1", "slot": 0, "revision": 0 },
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    /// The fate of i-1 after three looks in a row that do not show it, to a holder that has never seen it.
+    fn fate_after_three_looks(environment: &SuspendedEnvironment) -> Fate {
+        let relied_on = relied_on_by(environment);
+        let owner = Owner { pool_uid: "u", group: "g", may_use_group: true };
+        let mut known: Option<Facts> = None;
+        for second in [0, 30, 60] {
+            let at = Timestamp::from_second(second).unwrap();
+            let seen = Observation {
+                at,
+                groups: BTreeMap::new(),
+                instances: BTreeMap::new(),
+                volumes: BTreeMap::new(),
+                snapshots: BTreeMap::new(),
+            };
+            let mut facts = Facts::of(&seen, owner, &relied_on, known.as_ref());
+            facts.expect(relied_on.iter(), known.as_ref());
+            known = Some(facts);
+        }
+        known.unwrap().fate("i-1")
+    }
+
+    #[test]
+    fn a_lost_environment_is_given_back_by_a_holder_that_never_saw_its_instance() {
+        let mut environment = lost();
+        assert_eq!(relied_on_by(&environment), Ids::default());
+        environment.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+        assert_eq!(fate_after_three_looks(&environment), Fate::Gone);
+    }
 
     #[test]
     fn an_instance_has_come_when_an_earlier_look_did_not_show_it_up() {

@@ -17,7 +17,7 @@ use super::view::View;
 use super::{carry, policy, tally};
 use crate::api::SuspendedEnvironment;
 use crate::api::runner_pool::{AwsProvider, Notices, ScalingSpec};
-use crate::api::suspended_environment::{Phase, Tier};
+use crate::api::suspended_environment::Tier;
 use crate::clock;
 use crate::environment::adopt;
 use crate::pool::Held;
@@ -263,14 +263,7 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
 fn relied_on(held: &Held, before: Option<&Facts>) -> Ids {
     let mut ids = Ids::default();
     for environment in held.environments() {
-        // Of one that is lost nothing is left to be looked for.
-        if environment.phase() == Phase::Lost {
-            continue;
-        }
-        let status = environment.status.clone().unwrap_or_default();
-        ids.instances.extend(environment.place().map(|(instance, _)| instance.to_owned()));
-        ids.volumes.extend(status.volume.map(|volume| volume.id));
-        ids.snapshots.extend(status.snapshot.map(|snapshot| snapshot.id));
+        ids.extend(&look::relied_on_by(&environment));
     }
     for lease in held.leases().iter().filter(|lease| lease.phase().is_open()) {
         ids.instances.extend(lease.place().map(|(instance, _)| instance.to_owned()));
