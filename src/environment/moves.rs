@@ -279,7 +279,7 @@ async fn reserve(
     let Some(place) = chosen else {
         // The fleet grows for it; there is nothing to do until it has.
         held.fleet.wake();
-        return Err(StepError::NoRoom);
+        return Err(StepError::Waits(format!("slot {slot} of an instance")));
     };
     let written = write(held, Point::PlaceReserved, environment, |status| {
         status.instance = Some(place.instance.clone());

@@ -1,5 +1,6 @@
 //! The driver of a pool's fleet: looks at the cloud, plans, starts what is planned; for as long as the pool is held.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::facts::{Facts, Fate, Owner};
 use super::group;
 use super::look::{self, Sleepers};
 use super::orphans;
-use super::plan::{self, Plan, Step};
+use super::plan::{self, Plan, Step, members};
 use super::policy::Policies;
 use super::view::View;
 use super::{carry, policy, tally};
@@ -103,6 +104,8 @@ struct Looking {
     subscription: Subscription,
     /// Forgotten at a take-over: then a new one is written if it differs.
     said: Option<String>,
+    /// Environments that were told of a slot they may have.
+    offered: BTreeSet<String>,
 }
 
 impl Looking {
@@ -113,7 +116,7 @@ impl Looking {
         let subscription =
             observers.join(access.account.clone(), Arc::clone(&access.cloud), group, cluster, intervals);
         *held.fleet.cloud_slot() = Some(Arc::clone(subscription.cloud()));
-        Self { access: Arc::clone(access), subscription, said: None }
+        Self { access: Arc::clone(access), subscription, said: None, offered: BTreeSet::new() }
     }
 }
 
@@ -241,6 +244,7 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
     let claim = claim_group(held, &facts, is_blocked);
     report(held, looking, &view, &plan).await;
     publish(held, plan.clone());
+    offer(held, looking, members::offered(&view, &plan).map(str::to_owned).collect());
     if !held.tenure().may_act() {
         return;
     }
@@ -317,6 +321,17 @@ fn publish(held: &Held, plan: Plan) {
     state.plan = Some(Arc::new(plan));
     drop(state);
     if is_news {
+        held.wake();
+    }
+}
+
+/// Has environments that waited for a slot looked at now that they may have one.
+fn offer(held: &Held, looking: &mut Looking, offered: BTreeSet<String>) {
+    let news: Vec<String> =
+        offered.difference(&looking.offered).map(|id| look::name_of(held, id)).collect();
+    looking.offered = offered;
+    if !news.is_empty() {
+        held.book(|book| news.into_iter().for_each(|name| book.environment_agenda.now(name)));
         held.wake();
     }
 }

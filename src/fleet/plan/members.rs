@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Plan, Step, is_in_service, lifecycle, spent};
 use crate::fleet::facts::device_of;
+use crate::fleet::scale::Wake;
 use crate::fleet::view::{HostStand, View};
 use crate::provider::{Change, Lifecycle, tags};
 
@@ -60,6 +61,19 @@ pub fn protect(view: &View<'_>, plan: &mut Plan) {
         };
         plan.add(view, &format!("{} protection", instance.id), vec![Step::Cloud(protect)]);
     }
+}
+
+/// Environments that come back from a volume and for which an open member has their slot free by now.
+pub fn offered<'a>(view: &'a View<'_>, plan: &'a Plan) -> impl Iterator<Item = &'a str> {
+    let is_free = |wake: &Wake| {
+        plan.open.keys().any(|id| {
+            let zone = view.facts.instances.get(id).map(|instance| &instance.zone);
+            let is_in_zone = wake.zone.is_none() || wake.zone.as_ref() == zone;
+            is_in_zone && !view.stand(id).slots.contains_key(&wake.slot)
+        })
+    };
+    let waiting = view.wakes.iter().filter(|wake| !wake.has_place);
+    waiting.filter(move |wake| is_free(wake)).map(|wake| wake.environment.as_str())
 }
 
 /// Opens members for jobs: in service, protected, not worn, not about to be stopped; and of those the slots whose

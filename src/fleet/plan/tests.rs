@@ -11,6 +11,7 @@ use super::*;
 use crate::api::runner_pool::{GrowWith, StopMode, WorkspaceVolume};
 use crate::fleet::facts::{Facts, device_of};
 use crate::fleet::policy::Active;
+use crate::fleet::scale::Wake;
 use crate::fleet::view::{Memory, Pool, Sleeping, Use};
 use crate::provider::{Attachment, Group, Hook, Member, Volume, VolumeState, tags};
 
@@ -458,6 +459,21 @@ proptest! {
         let kept: Vec<&Change> = changes(&free).filter(|change| !is_senseless(change)).collect();
         prop_assert_eq!(changes(&blocked).collect::<Vec<_>>(), kept);
         prop_assert_eq!(&blocked.report, &free.report);
+    }
+
+    #[test]
+    fn a_slot_is_offered_where_one_is_free_in_the_zone(world in worlds(), slot in 0..SLOTS, zone in any::<bool>()) {
+        let zone = if zone { Some("a".to_owned()) } else { None };
+        let mut view = world.view();
+        let wake = Wake { environment: "waits".into(), zone: zone.clone(), slot, has_place: false };
+        view.wakes = vec![wake.clone(), Wake { environment: "has one".into(), has_place: true, ..wake }];
+        let plan = plan(&view);
+        let is_free = plan.open.keys().any(|id| {
+            let there = &world.facts.instances[id];
+            zone.as_ref().is_none_or(|zone| *zone == there.zone) && !world.stand(id).slots.contains_key(&slot)
+        });
+        let offered: Vec<&str> = members::offered(&view, &plan).collect();
+        prop_assert_eq!(offered, if is_free { vec!["waits"] } else { Vec::new() });
     }
 
     #[test]
