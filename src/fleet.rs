@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::clock;
+use crate::pool::slots::Slot;
 use crate::provider::{Cloud, CloudError, ErrorClass};
 
 pub mod carry;
@@ -131,6 +132,14 @@ impl Fleet {
     /// Instances that take new jobs, each with the slots that do not; `None` where hosts are the pool's own, and all do.
     pub fn placeable(&self) -> Option<BTreeMap<String, BTreeSet<u32>>> {
         self.is_cloud.then(|| self.state().plan.as_ref().map(|plan| plan.open.clone()).unwrap_or_default())
+    }
+
+    /// Whether a slot takes new jobs. Asked in the same turn of the book in which it is given away, so that what ends an
+    /// instance, which looks into the book after it was closed, sees all that was placed on it.
+    pub fn is_open(&self, slot: &Slot) -> bool {
+        let state = self.state();
+        let open = state.plan.as_ref().and_then(|plan| plan.open.get(&slot.instance));
+        !self.is_cloud || open.is_some_and(|closed| !closed.contains(&slot.index))
     }
 
     /// Slots of instances that are on their way, or may yet be asked for.

@@ -265,11 +265,12 @@ async fn reserve(
     slot: u32,
 ) -> Result<(), StepError> {
     let name = environment.name_any();
-    let open = held.fleet.placeable().unwrap_or_default();
     let in_zone = |instance: &String| {
         zone.is_none_or(|zone| look.facts().instances.get(instance).is_some_and(|known| known.zone == zone))
     };
     let chosen = held.book(|book| {
+        // In this turn of the book: see `Fleet::is_open`.
+        let open = held.fleet.placeable().unwrap_or_default();
         let is_free = |instance: &&String| !book.occupancy.uses_on(instance).contains_key(&slot);
         let found = open.keys().filter(|instance| in_zone(instance)).find(is_free).cloned()?;
         let place = Slot { instance: found, index: slot };

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use super::look;
 use super::plan::{Sequence, Step};
+use super::view::Stand;
 use crate::clock;
-use crate::deed::Point;
+use crate::deed::{Deed, Point};
 use crate::host::link::VolumeOrder;
 use crate::pool::Held;
 use crate::provider::{Change, Changed, Cloud, CloudError, ErrorClass};
@@ -52,7 +54,14 @@ impl Drop for Mark {
 async fn run(held: &Held, cloud: &dyn Cloud, sequence: &Sequence) {
     for step in &sequence.steps {
         let done = match step {
-            Step::Cloud(change) => make(held, cloud, change).await.map(|_| ()).map_err(StepError::Cloud),
+            Step::Cloud(change) => {
+                let deed = held.deed(change.point()).await;
+                if !is_still_due(change, |instance| look::stand_now(held, instance)) {
+                    tracing::info!(pool = held.name, ?change, "the instance is needed again");
+                    return;
+                }
+                make_by(held, cloud, change, deed).await.map(|_| ()).map_err(StepError::Cloud)
+            }
             Step::Mount { instance, slot, volume, device } => {
                 mount(held, instance, *slot, volume, device).await
             }
@@ -83,9 +92,22 @@ async fn run(held: &Held, cloud: &dyn Cloud, sequence: &Sequence) {
     held.fleet.touch(&sequence.subject, clock::now());
 }
 
+/// Whether what ends an instance is as right as when it was planned. It has been closed to jobs since, and what was placed
+/// there until then is seen now.
+fn is_still_due(change: &Change, stand: impl Fn(&str) -> Stand) -> bool {
+    match change {
+        Change::TerminateMember { instance } | Change::Terminate { instance } => stand(instance).is_free(),
+        _ => true,
+    }
+}
+
 /// Makes one change and remembers it.
 pub async fn make(held: &Held, cloud: &dyn Cloud, change: &Change) -> Result<Changed, CloudError> {
     let deed = held.deed(change.point()).await;
+    make_by(held, cloud, change, deed).await
+}
+
+async fn make_by(held: &Held, cloud: &dyn Cloud, change: &Change, deed: Deed) -> Result<Changed, CloudError> {
     let answer = deed.make(cloud.change(change), |answer| answer).await;
     note(held, change, answer.as_ref().err());
     match &answer {
@@ -276,4 +298,30 @@ async fn quiet(held: &Held, instance: &str) -> Result<(), StepError> {
     let Some(link) = held.hosts.link(instance) else { return Ok(()) };
     let deed = held.deed(Point::HostQuieted).await;
     link.quiesce(deed).await.map_err(|error| StepError::Host(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::view::{Sleeping, Use};
+
+    fn stand(has_job: bool, environment: Option<Sleeping>) -> Stand {
+        let kept = Use { has_job, environments: environment.into_iter().collect(), is_in_doubt: false };
+        Stand { slots: [(0, kept)].into(), ..Stand::default() }
+    }
+
+    #[test]
+    fn an_instance_on_which_something_is_by_now_does_not_end() {
+        let instance = "i-1".to_owned();
+        for end in [
+            Change::TerminateMember { instance: instance.clone() },
+            Change::Terminate { instance: instance.clone() },
+        ] {
+            let is_due = |stand: Stand| is_still_due(&end, |_| stand.clone());
+            assert!(is_due(Stand::default()));
+            assert!(!is_due(stand(true, None)));
+            assert!(!is_due(stand(false, Some(Sleeping::default()))));
+        }
+        assert!(is_still_due(&Change::Keep { instance }, |_| stand(true, None)));
+    }
 }

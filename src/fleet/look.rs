@@ -14,10 +14,11 @@ use crate::api::job_lease::LeasePhase;
 use crate::api::runner_pool::RunnerPoolSpec;
 use crate::api::suspended_environment::{Phase, Tier, object_name};
 use crate::api::{JobLease, SuspendedEnvironment};
+use crate::clock;
 use crate::environment::moves;
 use crate::pool::Held;
 use crate::pool::slots::SlotUse;
-use crate::provider::{Ids, Instance, InstanceState};
+use crate::provider::{Ids, Instance, InstanceState, tags};
 
 /// How long the throttle of launches looks back.
 const MINUTE: SignedDuration = SignedDuration::from_mins(1);
@@ -64,11 +65,11 @@ impl Sleepers {
                 place.or_else(|| environment.place().map(|(instance, slot)| (instance.to_owned(), slot)));
             all.known.insert(id.clone(), place.as_ref().map(|(instance, _)| instance.clone()));
             all.volumes.extend(status.volume.iter().map(|volume| volume.id.clone()));
-            let tags = crate::provider::tags::of_environment(environment, &held.shared.cluster_id);
             // What is being given back loses its tags on purpose; of what is lost nothing is there.
             if environment.metadata.deletion_timestamp.is_none() && environment.phase() != Phase::Lost {
                 let volume = status.volume.as_ref().map(|volume| &volume.id);
                 let snapshot = status.snapshot.as_ref().map(|snapshot| &snapshot.id);
+                let tags = tags::of_environment(environment, &held.shared.cluster_id);
                 all.kept_tags.extend(volume.into_iter().chain(snapshot).map(|id| (id.clone(), tags.clone())));
             }
             let moving_to = status.moving.as_ref().map(|moving| moving.to);
@@ -80,18 +81,7 @@ impl Sleepers {
             }
             let Some(place) = place else { continue };
             all.places.insert(place);
-            let due = moves::target(held, environment, facts, evicted.contains(&name), now);
-            let is_wanted = moving_to == Some(Tier::Hot) || environment.bound_lease().is_some();
-            let is_there = environment.tier() == Tier::Stopped && !is_wanted;
-            let known = Sleeping {
-                id,
-                is_to_stop: moving_to == Some(Tier::Stopped) || is_there,
-                is_due_to_stop: due == Some(Tier::Stopped),
-                is_wanted,
-                has_volume: held.settings().is_some_and(|settings| settings.spec.workspace_volume.is_some()),
-                expires_at: environment.expires_at(),
-                tags,
-            };
+            let known = sleeping(held, environment, facts, evicted.contains(&name), now);
             all.by_name.insert(name, known);
         }
         all
@@ -103,7 +93,8 @@ impl Sleepers {
             held.hosts.view().into_iter().map(|host| (host.name.clone(), stand_of(&host.state))).collect();
         let stand = |id: &String| {
             let uses = held.book(|book| book.occupancy.uses_on(id));
-            let slots = uses.into_iter().map(|(slot, kept)| (slot, self.use_of(kept))).collect();
+            let by_name = |name: &String| self.by_name.get(name).cloned();
+            let slots = uses.into_iter().map(|(slot, kept)| (slot, use_of(kept, by_name))).collect();
             Stand {
                 host: hosts.get(id).cloned().unwrap_or_default(),
                 slots,
@@ -112,15 +103,50 @@ impl Sleepers {
         };
         facts.instances.keys().map(|id| (id.clone(), stand(id))).collect()
     }
+}
 
-    fn use_of(&self, kept: SlotUse) -> Use {
-        let sleeping = |name: &String| self.by_name.get(name).cloned();
-        Use {
-            has_job: kept.has_job,
-            environments: kept.environments.iter().filter_map(sleeping).collect(),
-            is_in_doubt: kept.is_in_doubt,
-        }
+fn use_of(kept: SlotUse, sleeping: impl Fn(&String) -> Option<Sleeping>) -> Use {
+    Use {
+        has_job: kept.has_job,
+        environments: kept.environments.iter().filter_map(sleeping).collect(),
+        is_in_doubt: kept.is_in_doubt,
     }
+}
+
+/// What an environment means for the instance it is on.
+fn sleeping(
+    held: &Held,
+    environment: &SuspendedEnvironment,
+    facts: &Facts,
+    is_evicted: bool,
+    now: Timestamp,
+) -> Sleeping {
+    let status = environment.status.as_ref();
+    let moving_to = status.and_then(|status| status.moving.as_ref()).map(|moving| moving.to);
+    let due = moves::target(held, environment, facts, is_evicted, now);
+    let is_wanted = moving_to == Some(Tier::Hot) || environment.bound_lease().is_some();
+    let is_there = environment.tier() == Tier::Stopped && !is_wanted;
+    Sleeping {
+        id: environment.spec.environment_id.clone(),
+        is_to_stop: moving_to == Some(Tier::Stopped) || is_there,
+        is_due_to_stop: due == Some(Tier::Stopped),
+        is_wanted,
+        has_volume: held.settings().is_some_and(|settings| settings.spec.workspace_volume.is_some()),
+        expires_at: environment.expires_at(),
+        tags: tags::of_environment(environment, &held.shared.cluster_id),
+    }
+}
+
+/// What keeps the slots of an instance by now. A plan is a moment old when its turn comes.
+pub fn stand_now(held: &Held, instance: &str) -> Stand {
+    let (facts, now) = (held.fleet.facts().unwrap_or_default(), clock::now());
+    let by_name = |name: &String| {
+        let environment = held.environment(name)?;
+        Some(sleeping(held, &environment, &facts, held.fleet.is_evicted(name), now))
+    };
+    let uses = held.book(|book| book.occupancy.uses_on(instance));
+    let slots = uses.into_iter().map(|(slot, kept)| (slot, use_of(kept, by_name))).collect();
+    Stand { slots, ..Stand::default() }
 }
 
 fn stand_of(state: &crate::host::keeper::HostState) -> HostStand {

@@ -201,14 +201,6 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
         let wish = look::strangers_wish(&mut state.memory, &facts, is_quiet);
         (state.memory.clone(), wish)
     };
-    if let (Some((from, to)), Some(pool)) = (strangers_wish, held.pool()) {
-        let group = &aws.auto_scaling_group;
-        let note = format!(
-            "somebody changed the desired capacity of group {group} from {from} to {to}; the pool goes on by its own \
-             policies: leave it to the pool"
-        );
-        held.shared.events.warning(pool.as_ref(), "DesiredCapacityChanged", "Scale", note).await;
-    }
     let active = policies.at(now);
     let may_launch = {
         let mut state = held.fleet.state();
@@ -229,6 +221,11 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
         plan.open.clear();
         plan.growth = 0;
     }
+    // What is being done about an instance may be its end.
+    {
+        let state = held.fleet.state();
+        plan.open.retain(|id, _| !state.running.contains(id));
+    }
     if let Some(at) = policies.next_change(now) {
         plan.look_again_at = Some(plan.look_again_at.map_or(at, |known| known.min(at)));
     }
@@ -242,9 +239,18 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
         "the fleet was planned"
     );
     let claim = claim_group(held, &facts, is_blocked);
-    report(held, looking, &view, &plan).await;
+    // Before anything is waited for: jobs are placed by the plan that is published.
     publish(held, plan.clone());
     offer(held, looking, members::offered(&view, &plan).map(str::to_owned).collect());
+    if let (Some((from, to)), Some(pool)) = (strangers_wish, held.pool()) {
+        let group = &aws.auto_scaling_group;
+        let note = format!(
+            "somebody changed the desired capacity of group {group} from {from} to {to}; the pool goes on by its own \
+             policies: leave it to the pool"
+        );
+        held.shared.events.warning(pool.as_ref(), "DesiredCapacityChanged", "Scale", note).await;
+    }
+    report(held, looking, &view, &plan).await;
     if !held.tenure().may_act() {
         return;
     }
@@ -327,8 +333,7 @@ fn publish(held: &Held, plan: Plan) {
 
 /// Has environments that waited for a slot looked at now that they may have one.
 fn offer(held: &Held, looking: &mut Looking, offered: BTreeSet<String>) {
-    let news: Vec<String> =
-        offered.difference(&looking.offered).map(|id| look::name_of(held, id)).collect();
+    let news: Vec<String> = offered.difference(&looking.offered).map(|id| look::name_of(held, id)).collect();
     looking.offered = offered;
     if !news.is_empty() {
         held.book(|book| news.into_iter().for_each(|name| book.environment_agenda.now(name)));

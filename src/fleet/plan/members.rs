@@ -83,6 +83,12 @@ pub fn open(view: &View<'_>, plan: &mut Plan) {
         let stand = view.stand(&instance.id);
         let is_protected = instance.member.as_ref().is_some_and(|member| member.is_protected);
         let is_due_to_stop = stand.environments().any(|known| known.is_due_to_stop || known.is_to_stop);
+        // Looks lag: one that was told to go may be shown in service for a while.
+        let told_at = view.memory.told_to_go.get(&instance.id);
+        let is_told_to_go = told_at.is_some_and(|at| view.now.duration_since(*at) < view.pool.deletion_retry);
+        if is_told_to_go || view.is_under_way(&instance.id) {
+            continue;
+        }
         let HostStand::Ready { mounts, .. } = &stand.host else { continue };
         if !is_protected || is_due_to_stop || view.pool.is_deleting || spent(view, instance, &stand).is_some()
         {

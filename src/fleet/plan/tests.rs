@@ -283,6 +283,11 @@ fn worlds() -> impl Strategy<Value = World> {
             for (instance, stand, touched) in instances {
                 if let Some(at) = touched {
                     memory.touched.insert(instance.id.clone(), Timestamp::from_second(at).unwrap());
+                    if has_age {
+                        memory
+                            .told_to_go
+                            .insert(instance.id.clone(), Timestamp::from_second(NOW - 1).unwrap());
+                    }
                 }
                 memory.up_since.extend(instance.launched_at.map(|at| (instance.id.clone(), at)));
                 memory.idle_since.extend(instance.launched_at.map(|at| (instance.id.clone(), at)));
@@ -370,6 +375,8 @@ proptest! {
             }
         }
         for id in plan.open.keys() {
+            prop_assert!(!world.view().is_under_way(id), "what was done to it is not seen yet");
+            prop_assert!(!world.memory.told_to_go.contains_key(id), "it was told to go a moment ago");
             let instance = &world.facts.instances[id];
             prop_assert!(is_in_service(instance) && world.stand(id).is_ready() && !world.is_deleting);
             prop_assert!(instance.member.as_ref().unwrap().is_protected);
