@@ -161,6 +161,15 @@ impl Fleet {
                 .is_none_or(|touched| looked_at.is_some_and(|at| at > *touched))
     }
 
+    /// Whether nothing is under way about an instance, and the last look shows what was done about it.
+    pub fn is_at_rest(&self, instance: &str) -> bool {
+        let state = self.state();
+        let looked_at = state.facts.as_ref().map(|facts| facts.at);
+        let touched = state.memory.touched.get(instance);
+        !state.running.contains(instance)
+            && touched.is_none_or(|touched| looked_at.is_some_and(|at| at > *touched))
+    }
+
     /// Whether an environment has to make room.
     pub fn is_evicted(&self, environment: &str) -> bool {
         self.state().evicted.contains(environment)

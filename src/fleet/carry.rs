@@ -48,6 +48,9 @@ impl Drop for Mark {
     fn drop(&mut self) {
         self.held.fleet.state().running.remove(&self.subject);
         self.held.fleet.wake();
+        // Environments on an instance may wait for this.
+        self.held.book(|book| book.look_at_instance(&self.subject));
+        self.held.wake();
     }
 }
 
@@ -92,11 +95,14 @@ async fn run(held: &Held, cloud: &dyn Cloud, sequence: &Sequence) {
     held.fleet.touch(&sequence.subject, clock::now());
 }
 
-/// Whether what ends an instance is as right as when it was planned. It has been closed to jobs since, and what was placed
-/// there until then is seen now.
+/// Whether what ends or stops an instance is as right as when it was planned. It has been closed to jobs since, and what was
+/// placed there until then is seen now. An environment that is called back from now on stays claimed until the sequence is
+/// over and a look shows what came of it, so that its job begins after the stop or instead of it. What remains is a cloud
+/// whose look, begun after the stop was answered, still shows the instance running.
 fn is_still_due(change: &Change, stand: impl Fn(&str) -> Stand) -> bool {
     match change {
         Change::TerminateMember { instance } | Change::Terminate { instance } => stand(instance).is_free(),
+        Change::Stop { instance, .. } => stand(instance).may_stop(),
         _ => true,
     }
 }
@@ -323,5 +329,16 @@ mod tests {
             assert!(!is_due(stand(false, Some(Sleeping::default()))));
         }
         assert!(is_still_due(&Change::Keep { instance }, |_| stand(true, None)));
+    }
+
+    #[test]
+    fn an_instance_is_stopped_only_under_what_is_still_to_stop() {
+        let stop = Change::Stop { instance: "i-1".to_owned(), hibernate: false, force: false };
+        let claimed = Sleeping { is_to_stop: true, ..Sleeping::default() };
+        assert!(is_still_due(&stop, |_| stand(false, Some(claimed.clone()))));
+        assert!(!is_still_due(&stop, |_| stand(true, Some(claimed.clone()))));
+        let called_back = Sleeping { is_wanted: true, ..claimed.clone() };
+        assert!(!is_still_due(&stop, |_| stand(false, Some(called_back.clone()))));
+        assert!(!is_still_due(&stop, |_| stand(false, Some(Sleeping::default()))));
     }
 }

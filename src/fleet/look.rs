@@ -128,7 +128,8 @@ fn sleeping(
     let is_there = environment.tier() == Tier::Stopped && !is_wanted;
     Sleeping {
         id: environment.spec.environment_id.clone(),
-        is_to_stop: moving_to == Some(Tier::Stopped) || is_there,
+        // It may have been called back since it was claimed.
+        is_to_stop: moving_to == Some(Tier::Stopped) && due == Some(Tier::Stopped) || is_there,
         is_due_to_stop: due == Some(Tier::Stopped),
         is_wanted,
         has_volume: held.settings().is_some_and(|settings| settings.spec.workspace_volume.is_some()),

@@ -313,7 +313,7 @@ fn take_in(held: &Held, facts: Arc<Facts>, before: Option<&Facts>) {
         }
         for id in &changed {
             if facts.fate(id) == Fate::Gone {
-                book.instance_is_gone(id);
+                book.look_at_instance(id);
             }
         }
     });
