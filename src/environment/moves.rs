@@ -92,8 +92,7 @@ pub(super) async fn unmount(
     let (link, slot) = at_place(environment, look)?;
     let name = environment.name_any();
     let builds_dir = look.settings().spec.builds_dir();
-    let deed = held.deed(Point::VolumeUnmounted).await;
-    let unmounted = link.volume_unmount(deed, slot, builds_dir).await?;
+    let unmounted = carry::unmount_at(held, link, slot, builds_dir).await?;
     if unmounted.ended > 0 {
         tracing::info!(environment = name, ended = unmounted.ended, "frozen processes ended");
     }

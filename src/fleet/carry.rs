@@ -7,9 +7,10 @@ use super::plan::{Sequence, Step};
 use super::view::Stand;
 use crate::clock;
 use crate::deed::{Deed, Point};
-use crate::host::link::VolumeOrder;
+use crate::host::link::{Link, LinkError, VolumeOrder};
 use crate::pool::Held;
 use crate::provider::{Change, Changed, Cloud, CloudError, ErrorClass};
+use crate::spool::verb::Unmounted;
 use crate::telemetry::InstanceOperation;
 
 /// Why a step was not done.
@@ -68,6 +69,7 @@ async fn run(held: &Held, cloud: &dyn Cloud, sequence: &Sequence) {
             Step::Mount { instance, slot, volume, device } => {
                 mount(held, instance, *slot, volume, device).await
             }
+            Step::Unmount { instance, slot } => unmount(held, instance, *slot).await,
             Step::Quiet { instance } => quiet(held, instance).await,
         };
         match done {
@@ -297,6 +299,25 @@ async fn mount(held: &Held, instance: &str, slot: u32, volume: &str, device: &st
     let deed = held.deed(Point::VolumeMounted).await;
     link.volume_mount(deed, &order).await.map_err(|error| StepError::Host(error.to_string()))?;
     Ok(())
+}
+
+async fn unmount(held: &Held, instance: &str, slot: u32) -> Result<(), StepError> {
+    let away = || StepError::Host(format!("instance {instance} does not answer"));
+    let link = held.hosts.link(instance).ok_or_else(away)?;
+    let settings = held.settings().ok_or_else(away)?;
+    let unmounted = unmount_at(held, &link, slot, settings.spec.builds_dir()).await;
+    unmounted.map(|_| ()).map_err(|error| StepError::Host(error.to_string()))
+}
+
+/// Unmounts what is mounted at a slot.
+pub async fn unmount_at(
+    held: &Held,
+    link: &Link,
+    slot: u32,
+    builds_dir: &str,
+) -> Result<Unmounted, LinkError> {
+    let deed = held.deed(Point::VolumeUnmounted).await;
+    link.volume_unmount(deed, slot, builds_dir).await
 }
 
 /// A host that does not answer has nothing that could be written out: the stop itself ends its system in order.

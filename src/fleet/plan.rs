@@ -66,6 +66,13 @@ pub enum Step {
         /// The device name.
         device: String,
     },
+    /// A slot's volume is unmounted on its instance.
+    Unmount {
+        /// The instance.
+        instance: String,
+        /// The slot.
+        slot: u32,
+    },
     /// Everything is written out on an instance that is about to be stopped.
     Quiet {
         /// The instance.
@@ -148,6 +155,7 @@ pub fn plan(view: &View<'_>) -> Plan {
     sleep::stop_and_start(view, &mut plan);
     members::open(view, &mut plan);
     size::resize(view, &mut plan);
+    volumes::take_back(view, &mut plan);
     plan.is_expecting |= is_expecting(view, &plan);
     plan
 }
@@ -170,7 +178,7 @@ impl Plan {
         let is_held_back = |step: &Step| match step {
             Step::Cloud(Change::SetDesired { .. } | Change::Launch { .. }) => true,
             Step::Cloud(Change::TerminateMember { .. }) => ends_none,
-            Step::Cloud(_) | Step::Mount { .. } | Step::Quiet { .. } => false,
+            Step::Cloud(_) | Step::Mount { .. } | Step::Unmount { .. } | Step::Quiet { .. } => false,
         };
         self.sequences.retain(|sequence| !sequence.steps.iter().any(is_held_back));
         self.is_expecting = is_expecting(view, self);

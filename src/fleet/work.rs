@@ -351,7 +351,7 @@ fn count_launches(held: &Held, plan: &Plan, desired: u32, now: Timestamp) {
             let count = match step {
                 Step::Cloud(Change::SetDesired { to, .. }) => to.saturating_sub(desired),
                 Step::Cloud(Change::Launch { count, .. }) => *count,
-                Step::Cloud(_) | Step::Mount { .. } | Step::Quiet { .. } => 0,
+                Step::Cloud(_) | Step::Mount { .. } | Step::Unmount { .. } | Step::Quiet { .. } => 0,
             };
             state.launches.extend((0..count).map(|_| now));
         }

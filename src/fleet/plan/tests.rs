@@ -324,7 +324,7 @@ fn steps(plan: &Plan) -> impl Iterator<Item = &Step> {
 fn changes(plan: &Plan) -> impl Iterator<Item = &Change> {
     steps(plan).filter_map(|step| match step {
         Step::Cloud(change) => Some(change),
-        Step::Mount { .. } | Step::Quiet { .. } => None,
+        Step::Mount { .. } | Step::Unmount { .. } | Step::Quiet { .. } => None,
     })
 }
 
@@ -469,6 +469,29 @@ proptest! {
     }
 
     #[test]
+    fn only_volumes_that_are_nobodys_are_taken_back_and_only_from_members_that_stay(world in worlds()) {
+        let mut plan = Plan::default();
+        volumes::take_back(&world.view(), &mut plan);
+        let stays = world.facts.group.as_ref().is_some_and(|group| group.desired <= group.min);
+        prop_assert!(plan.sequences.is_empty() || world.is_deleting && stays);
+        for step in steps(&plan) {
+            match step {
+                Step::Unmount { instance, slot } => {
+                    prop_assert!(!world.stand(instance).slots.contains_key(slot), "{step:?}");
+                }
+                Step::Cloud(
+                    Change::DetachVolume { volume, .. } | Change::DeleteVolume { volume },
+                ) => {
+                    let known = &world.facts.volumes[volume];
+                    let is_someones = known.tags.contains_key(tags::ENVIRONMENT) || world.owned_volumes.contains(volume);
+                    prop_assert!(!is_someones, "{step:?}");
+                }
+                _ => prop_assert!(false, "{step:?}"),
+            }
+        }
+    }
+
+    #[test]
     fn a_slot_is_offered_where_one_is_free_in_the_zone(world in worlds(), slot in 0..SLOTS, zone in any::<bool>()) {
         let zone = if zone { Some("a".to_owned()) } else { None };
         let mut view = world.view();
@@ -510,4 +533,70 @@ proptest! {
     fn the_same_world_gives_the_same_plan(world in worlds()) {
         prop_assert_eq!(plan(&world.view()), plan(&world.view()));
     }
+}
+
+/// A member that stays with its group when its pool goes gives the volume of its slot back, one look after the other.
+#[test]
+fn a_member_that_stays_keeps_no_volume() {
+    let member =
+        Member { group: "g".into(), lifecycle: Lifecycle::InService, is_protected: true, is_healthy: true };
+    let mut facts = Facts::default();
+    facts.group = Some(Group { name: "g".into(), min: 1, max: 1, desired: 1, ..Group::default() });
+    let instance = Instance { member: Some(member), ..Instance::for_test("i-1") };
+    facts.instances.insert("i-1".into(), instance);
+    let attachment =
+        Attachment { instance: "i-1".into(), device: device_of(0), is_attached: true, is_detaching: false };
+    let mut volume = Volume {
+        id: "vol-1".into(),
+        state: VolumeState::InUse,
+        zone: "a".into(),
+        size_gib: 8,
+        attachment: Some(attachment),
+        created_at: None,
+        snapshot: None,
+        tags: BTreeMap::from([(tags::SLOT_OF.to_owned(), "i-1".to_owned())]),
+    };
+    let ready = |mounts: &[(u32, &str)]| Stand {
+        host: HostStand::Ready {
+            mounts: mounts.iter().map(|(slot, id)| (*slot, (*id).to_owned())).collect(),
+            jobs_started: 1,
+        },
+        ..Stand::default()
+    };
+    let taken_back = |facts: &Facts, stand: Stand, is_deleting: bool| {
+        let world = World {
+            facts: facts.clone(),
+            memory: Memory::default(),
+            stands: BTreeMap::from([("i-1".to_owned(), stand)]),
+            volume: None,
+            owned_volumes: BTreeSet::new(),
+            policy: Active::default(),
+            waiting: 0,
+            max_instances: 1,
+            may_launch: 1,
+            max_uses: 0,
+            max_age: None,
+            grow_with: GrowWith::default(),
+            stop_mode: StopMode::default(),
+            is_deleting,
+        };
+        let mut plan = Plan::default();
+        volumes::take_back(&world.view(), &mut plan);
+        steps(&plan).cloned().collect::<Vec<_>>()
+    };
+    facts.volumes.insert("vol-1".into(), volume.clone());
+    let mounted = ready(&[(0, "vol-1")]);
+    assert_eq!(taken_back(&facts, mounted.clone(), false), []);
+    assert_eq!(
+        taken_back(&facts, mounted.clone(), true),
+        [Step::Unmount { instance: "i-1".into(), slot: 0 }]
+    );
+    let in_use = Use { has_job: true, ..Use::default() };
+    assert_eq!(taken_back(&facts, Stand { slots: [(0, in_use)].into(), ..mounted }, true), []);
+    let detach = Change::DetachVolume { volume: "vol-1".into(), instance: "i-1".into(), force: false };
+    assert_eq!(taken_back(&facts, ready(&[]), true), [Step::Cloud(detach)]);
+    (volume.attachment, volume.state) = (None, VolumeState::Available);
+    facts.volumes.insert("vol-1".into(), volume);
+    let delete = Change::DeleteVolume { volume: "vol-1".into() };
+    assert_eq!(taken_back(&facts, ready(&[]), true), [Step::Cloud(delete)]);
 }
