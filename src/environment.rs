@@ -38,6 +38,10 @@ use plan::{Action, HostWord, InstanceState, Observed};
 /// The pause after a step that failed.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// The pause after a step that waits for something. What ends the wait has the environment looked at at once: a look of the
+/// cloud, a host that answers, a slot that is free.
+const WAIT: Duration = Duration::from_secs(1);
+
 /// Why a step for an environment was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
@@ -53,9 +57,9 @@ pub enum StepError {
     /// The cloud refused or could not be asked.
     #[error("the cloud: {0}")]
     Cloud(#[from] crate::provider::CloudError),
-    /// No slot of its index is free on an instance where it could go.
-    #[error("no slot is free for it")]
-    NoRoom,
+    /// It waits for something, such as a slot on an instance that the fleet was asked for.
+    #[error("it waits for {0}")]
+    Waits(String),
     /// What was kept of its host cannot be read.
     #[error("the environment's saved state cannot be read: {0}")]
     Saved(String),
@@ -120,9 +124,16 @@ pub async fn work(held: Arc<Held>) {
         };
         let held_by_task = Arc::clone(&held);
         held.spawn(async move {
-            if let Err(error) = step(&held_by_task, &environment).await {
-                tracing::warn!(environment = name, %error, "a step for an environment was not done yet");
-                busy.again_after(RETRY);
+            match step(&held_by_task, &environment).await {
+                Ok(()) => {}
+                Err(StepError::Waits(on)) => {
+                    tracing::debug!(environment = name, on, "a step for an environment waits");
+                    busy.again_after(WAIT);
+                }
+                Err(error) => {
+                    tracing::warn!(environment = name, %error, "a step for an environment was not done yet");
+                    busy.again_after(RETRY);
+                }
             }
             drop(place);
         });
@@ -282,11 +293,7 @@ async fn step(held: &Held, environment: &SuspendedEnvironment) -> Result<(), Ste
     match (plan.action, plan_move(held, &observed, &plan)) {
         (Some(action), _) => act(held, &environment, action).await,
         (None, Some((look, tier::Plan { step: Some(step), .. }))) => {
-            match moves::act(held, &environment, &look, step).await {
-                // It waits for an instance that the fleet has asked for.
-                Err(StepError::NoRoom) => Ok(()),
-                done => done,
-            }
+            moves::act(held, &environment, &look, step).await
         }
         (None, _) => {
             let status = described(held, &observed, &plan);
@@ -376,9 +383,8 @@ async fn surrender(
     };
     let change = match surrender::next(&look.view(environment), is_alone, on_host) {
         surrender::Step::Wait(on) => {
-            tracing::debug!(environment = name, on, "a release waits");
             held.fleet.wake();
-            return Ok(());
+            return Err(StepError::Waits(on));
         }
         surrender::Step::Done => return forget(held, environment).await,
         surrender::Step::Host => return release_on_host(held, environment, &instance).await,

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::clock;
+use crate::pool::slots::Slot;
 use crate::provider::{Cloud, CloudError, ErrorClass};
 
 pub mod carry;
@@ -133,6 +134,14 @@ impl Fleet {
         self.is_cloud.then(|| self.state().plan.as_ref().map(|plan| plan.open.clone()).unwrap_or_default())
     }
 
+    /// Whether a slot takes new jobs. Asked in the same turn of the book in which it is given away, so that what ends an
+    /// instance, which looks into the book after it was closed, sees all that was placed on it.
+    pub fn is_open(&self, slot: &Slot) -> bool {
+        let state = self.state();
+        let open = state.plan.as_ref().and_then(|plan| plan.open.get(&slot.instance));
+        !self.is_cloud || open.is_some_and(|closed| !closed.contains(&slot.index))
+    }
+
     /// Slots of instances that are on their way, or may yet be asked for.
     pub fn growth(&self) -> u32 {
         self.state().plan.as_ref().map_or(0, |plan| plan.growth)
@@ -150,6 +159,15 @@ impl Fleet {
                 .touched
                 .get(subject)
                 .is_none_or(|touched| looked_at.is_some_and(|at| at > *touched))
+    }
+
+    /// Whether nothing is under way about an instance, and the last look shows what was done about it.
+    pub fn is_at_rest(&self, instance: &str) -> bool {
+        let state = self.state();
+        let looked_at = state.facts.as_ref().map(|facts| facts.at);
+        let touched = state.memory.touched.get(instance);
+        !state.running.contains(instance)
+            && touched.is_none_or(|touched| looked_at.is_some_and(|at| at > *touched))
     }
 
     /// Whether an environment has to make room.

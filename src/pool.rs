@@ -207,7 +207,12 @@ fn place(held: &Held) {
     let assignments = held.view(slots::assign);
     for (name, slot) in assignments.placed {
         if let Some(lease) = held.lease(&name) {
-            held.book(|book| book.reserve(&lease, slot));
+            // The fleet may have closed it since.
+            held.book(|book| {
+                if held.fleet.is_open(&slot) {
+                    book.reserve(&lease, slot);
+                }
+            });
         }
     }
     if assignments.waiting > 0 {

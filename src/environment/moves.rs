@@ -92,8 +92,7 @@ pub(super) async fn unmount(
     let (link, slot) = at_place(environment, look)?;
     let name = environment.name_any();
     let builds_dir = look.settings().spec.builds_dir();
-    let deed = held.deed(Point::VolumeUnmounted).await;
-    let unmounted = link.volume_unmount(deed, slot, builds_dir).await?;
+    let unmounted = carry::unmount_at(held, link, slot, builds_dir).await?;
     if unmounted.ended > 0 {
         tracing::info!(environment = name, ended = unmounted.ended, "frozen processes ended");
     }
@@ -265,11 +264,12 @@ async fn reserve(
     slot: u32,
 ) -> Result<(), StepError> {
     let name = environment.name_any();
-    let open = held.fleet.placeable().unwrap_or_default();
     let in_zone = |instance: &String| {
         zone.is_none_or(|zone| look.facts().instances.get(instance).is_some_and(|known| known.zone == zone))
     };
     let chosen = held.book(|book| {
+        // In this turn of the book: see `Fleet::is_open`.
+        let open = held.fleet.placeable().unwrap_or_default();
         let is_free = |instance: &&String| !book.occupancy.uses_on(instance).contains_key(&slot);
         let found = open.keys().filter(|instance| in_zone(instance)).find(is_free).cloned()?;
         let place = Slot { instance: found, index: slot };
@@ -279,7 +279,7 @@ async fn reserve(
     let Some(place) = chosen else {
         // The fleet grows for it; there is nothing to do until it has.
         held.fleet.wake();
-        return Err(StepError::NoRoom);
+        return Err(StepError::Waits(format!("slot {slot} of an instance")));
     };
     let written = write(held, Point::PlaceReserved, environment, |status| {
         status.instance = Some(place.instance.clone());

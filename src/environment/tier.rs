@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::api::SuspendedEnvironment;
 use crate::api::suspended_environment::{Phase, Tier};
-use crate::fleet::facts::{Facts, Found, device_of};
+use crate::fleet::facts::{Facts, Fate, Found, device_of};
 use crate::provider::{InstanceState, Snapshot, SnapshotState, Volume, VolumeState, tags};
 
 mod detach;
@@ -58,6 +58,8 @@ pub struct View<'a> {
     pub may_stop: bool,
     /// Whether the cloud has had time to show what was last done about it.
     pub is_fresh: bool,
+    /// Whether nothing is under way about its instance, and the cloud has had time to show what was last done about that.
+    pub is_instance_at_rest: bool,
     /// Now.
     pub now: Timestamp,
 }
@@ -146,7 +148,7 @@ fn turn_back(view: &View<'_>) -> Option<Plan> {
 fn settle_down(view: &View<'_>, is_moving: bool) -> Plan {
     let environment = view.environment;
     if is_moving {
-        return Plan::step(Step::Settle(as_it_is(view)));
+        return about_to_stop(view).unwrap_or_else(|| Plan::step(Step::Settle(as_it_is(view))));
     }
     let settled = as_it_is(view);
     match (environment.tier(), view.host) {
@@ -165,6 +167,16 @@ fn settle_down(view: &View<'_>, is_moving: bool) -> Plan {
         (Tier::Stopped, _) => wake::awake_with_others(view),
         (Tier::Hot, Host::Away) | (Tier::Detached | Tier::Snapshotted, _) => Plan::rest(),
     }
+}
+
+/// It was called back, and its instance may go off all the same: a job that began there now would go off with it.
+fn about_to_stop(view: &View<'_>) -> Option<Plan> {
+    let (instance, _) = view.environment.place().filter(|_| view.environment.tier() == Tier::Hot)?;
+    if !view.is_instance_at_rest {
+        return Some(Plan::wait(format!("what was begun about instance {instance} to be seen")));
+    }
+    let is_stopping = view.facts.fate(instance) == Fate::Stopping;
+    is_stopping.then(|| Plan::wait(format!("instance {instance} to be stopped, and then started")))
 }
 
 /// Its host was restarted: the workspace is on a volume that nothing has mounted again.

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use super::look;
 use super::plan::{Sequence, Step};
+use super::view::Stand;
 use crate::clock;
-use crate::deed::Point;
-use crate::host::link::VolumeOrder;
+use crate::deed::{Deed, Point};
+use crate::host::link::{Link, LinkError, VolumeOrder};
 use crate::pool::Held;
 use crate::provider::{Change, Changed, Cloud, CloudError, ErrorClass};
+use crate::spool::verb::Unmounted;
 use crate::telemetry::InstanceOperation;
 
 /// Why a step was not done.
@@ -46,16 +49,27 @@ impl Drop for Mark {
     fn drop(&mut self) {
         self.held.fleet.state().running.remove(&self.subject);
         self.held.fleet.wake();
+        // Environments on an instance may wait for this.
+        self.held.book(|book| book.look_at_instance(&self.subject));
+        self.held.wake();
     }
 }
 
 async fn run(held: &Held, cloud: &dyn Cloud, sequence: &Sequence) {
     for step in &sequence.steps {
         let done = match step {
-            Step::Cloud(change) => make(held, cloud, change).await.map(|_| ()).map_err(StepError::Cloud),
+            Step::Cloud(change) => {
+                let deed = held.deed(change.point()).await;
+                if !is_still_due(change, |instance| look::stand_now(held, instance)) {
+                    tracing::info!(pool = held.name, ?change, "the instance is needed again");
+                    return;
+                }
+                make_by(held, cloud, change, deed).await.map(|_| ()).map_err(StepError::Cloud)
+            }
             Step::Mount { instance, slot, volume, device } => {
                 mount(held, instance, *slot, volume, device).await
             }
+            Step::Unmount { instance, slot } => unmount(held, instance, *slot).await,
             Step::Quiet { instance } => quiet(held, instance).await,
         };
         match done {
@@ -83,9 +97,25 @@ async fn run(held: &Held, cloud: &dyn Cloud, sequence: &Sequence) {
     held.fleet.touch(&sequence.subject, clock::now());
 }
 
+/// Whether what ends or stops an instance is as right as when it was planned. It has been closed to jobs since, and what was
+/// placed there until then is seen now. An environment that is called back from now on stays claimed until the sequence is
+/// over and a look shows what came of it, so that its job begins after the stop or instead of it. What remains is a cloud
+/// whose look, begun after the stop was answered, still shows the instance running.
+fn is_still_due(change: &Change, stand: impl Fn(&str) -> Stand) -> bool {
+    match change {
+        Change::TerminateMember { instance } | Change::Terminate { instance } => stand(instance).is_free(),
+        Change::Stop { instance, .. } => stand(instance).may_stop(),
+        _ => true,
+    }
+}
+
 /// Makes one change and remembers it.
 pub async fn make(held: &Held, cloud: &dyn Cloud, change: &Change) -> Result<Changed, CloudError> {
     let deed = held.deed(change.point()).await;
+    make_by(held, cloud, change, deed).await
+}
+
+async fn make_by(held: &Held, cloud: &dyn Cloud, change: &Change, deed: Deed) -> Result<Changed, CloudError> {
     let answer = deed.make(cloud.change(change), |answer| answer).await;
     note(held, change, answer.as_ref().err());
     match &answer {
@@ -271,9 +301,65 @@ async fn mount(held: &Held, instance: &str, slot: u32, volume: &str, device: &st
     Ok(())
 }
 
+async fn unmount(held: &Held, instance: &str, slot: u32) -> Result<(), StepError> {
+    let away = || StepError::Host(format!("instance {instance} does not answer"));
+    let link = held.hosts.link(instance).ok_or_else(away)?;
+    let settings = held.settings().ok_or_else(away)?;
+    let unmounted = unmount_at(held, &link, slot, settings.spec.builds_dir()).await;
+    unmounted.map(|_| ()).map_err(|error| StepError::Host(error.to_string()))
+}
+
+/// Unmounts what is mounted at a slot.
+pub async fn unmount_at(
+    held: &Held,
+    link: &Link,
+    slot: u32,
+    builds_dir: &str,
+) -> Result<Unmounted, LinkError> {
+    let deed = held.deed(Point::VolumeUnmounted).await;
+    link.volume_unmount(deed, slot, builds_dir).await
+}
+
 /// A host that does not answer has nothing that could be written out: the stop itself ends its system in order.
 async fn quiet(held: &Held, instance: &str) -> Result<(), StepError> {
     let Some(link) = held.hosts.link(instance) else { return Ok(()) };
     let deed = held.deed(Point::HostQuieted).await;
     link.quiesce(deed).await.map_err(|error| StepError::Host(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::view::{Sleeping, Use};
+
+    fn stand(has_job: bool, environment: Option<Sleeping>) -> Stand {
+        let kept = Use { has_job, environments: environment.into_iter().collect(), is_in_doubt: false };
+        Stand { slots: [(0, kept)].into(), ..Stand::default() }
+    }
+
+    #[test]
+    fn an_instance_on_which_something_is_by_now_does_not_end() {
+        let instance = "i-1".to_owned();
+        for end in [
+            Change::TerminateMember { instance: instance.clone() },
+            Change::Terminate { instance: instance.clone() },
+        ] {
+            let is_due = |stand: Stand| is_still_due(&end, |_| stand.clone());
+            assert!(is_due(Stand::default()));
+            assert!(!is_due(stand(true, None)));
+            assert!(!is_due(stand(false, Some(Sleeping::default()))));
+        }
+        assert!(is_still_due(&Change::Keep { instance }, |_| stand(true, None)));
+    }
+
+    #[test]
+    fn an_instance_is_stopped_only_under_what_is_still_to_stop() {
+        let stop = Change::Stop { instance: "i-1".to_owned(), hibernate: false, force: false };
+        let claimed = Sleeping { is_to_stop: true, ..Sleeping::default() };
+        assert!(is_still_due(&stop, |_| stand(false, Some(claimed.clone()))));
+        assert!(!is_still_due(&stop, |_| stand(true, Some(claimed.clone()))));
+        let called_back = Sleeping { is_wanted: true, ..claimed.clone() };
+        assert!(!is_still_due(&stop, |_| stand(false, Some(called_back.clone()))));
+        assert!(!is_still_due(&stop, |_| stand(false, Some(Sleeping::default()))));
+    }
 }

@@ -1,6 +1,7 @@
 //! Whether a group is set so that no job and no environment is taken from under us. Pure.
 //!
-//! Each problem names the field to change as AWS calls it. What blocks keeps the pool from using the group at all; what is a
+//! Each problem names the field to change as AWS calls it. A group that is not the pool's is left alone. One that is set so
+//! that it must not be used gets no new job and no new instance, and what runs and sleeps there is seen to as ever. What is a
 //! risk is said, and the pool goes on.
 
 use std::collections::BTreeSet;
@@ -40,7 +41,9 @@ pub struct Facts<'a> {
 /// How bad a problem is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// The pool must not use the group.
+    /// The group is not the pool's: nothing is done there.
+    NotOurs,
+    /// Nothing new may be begun in the group.
     Blocks,
     /// A job or an environment may be lost by it, or a change of tier may not be possible.
     Risks,
@@ -64,7 +67,7 @@ pub fn check(group: Option<&Group>, facts: &Facts<'_>) -> Vec<Problem> {
     let mut problems = Problems::default();
     if !facts.allowed {
         let (namespace, name) = (facts.namespace, facts.group_name);
-        problems.blocks(
+        problems.not_ours(
             "GroupNotAllowed",
             "aws.groups",
             format!("pools of namespace {namespace} may not use group {name}; allow it in the operator's settings (chart value aws.groups)"),
@@ -96,9 +99,14 @@ pub fn check(group: Option<&Group>, facts: &Facts<'_>) -> Vec<Problem> {
     problems.0
 }
 
-/// Whether the pool must not use the group.
+/// Whether nothing new may be begun in the group.
 pub fn blocks(problems: &[Problem]) -> bool {
-    problems.iter().any(|problem| problem.severity == Severity::Blocks)
+    problems.iter().any(|problem| problem.severity <= Severity::Blocks)
+}
+
+/// Whether the group is the pool's to touch at all.
+pub fn is_ours(problems: &[Problem]) -> bool {
+    problems.iter().all(|problem| problem.severity != Severity::NotOurs)
 }
 
 /// The condition GroupSuitable: false for risks too, for then something may be taken. [`blocks`] says whether the pool may
@@ -121,6 +129,10 @@ pub fn finding(problems: &[Problem]) -> Finding {
 struct Problems(Vec<Problem>);
 
 impl Problems {
+    fn not_ours(&mut self, reason: &'static str, field: &'static str, message: impl Into<String>) {
+        self.0.push(Problem { severity: Severity::NotOurs, reason, field, message: message.into() });
+    }
+
     fn blocks(&mut self, reason: &'static str, field: &'static str, message: impl Into<String>) {
         self.0.push(Problem { severity: Severity::Blocks, reason, field, message: message.into() });
     }
@@ -140,7 +152,7 @@ fn claims(group: &Group, facts: &Facts<'_>, problems: &mut Problems) {
         ),
         (None, None) => return,
     };
-    problems.blocks("GroupClaimed", "Tags", claim);
+    problems.not_ours("GroupClaimed", "Tags", claim);
 }
 
 /// Processes that must run, and one that must not.
@@ -351,7 +363,7 @@ mod tests {
 
     #[test]
     fn each_problem_names_its_field() {
-        use Severity::{Blocks, Risks};
+        use Severity::{Blocks, NotOurs, Risks};
         type Case = (fn(&mut Group), (Severity, &'static str, &'static str));
         let cases: [Case; 19] = [
             (|it| it.min = 1, (Risks, "GroupMinAboveZero", "MinSize")),
@@ -397,7 +409,7 @@ mod tests {
                 |it| it.warm_pool = Some(WarmPool { state: "Frozen".into(), reuses: false }),
                 (Risks, "WarmPoolState", "WarmPool.PoolState"),
             ),
-            (|it| drop(it.tags.insert(tags::POOL.into(), "uid-2".into())), (Blocks, "GroupClaimed", "Tags")),
+            (|it| drop(it.tags.insert(tags::POOL.into(), "uid-2".into())), (NotOurs, "GroupClaimed", "Tags")),
         ];
         for (change, expected) in cases {
             let mut group = good();
@@ -416,6 +428,14 @@ mod tests {
         assert_eq!((forbidden[0].reason, forbidden[0].field), ("GroupNotAllowed", "aws.groups"));
         let claimed = check(Some(&good()), &Facts { claimed_by: Some("ci/other"), ..facts() });
         assert!(claimed[0].message.contains("ci/other"));
+        // What runs in a group that is only set badly is the pool's all the same.
+        for problems in [&forbidden, &claimed] {
+            assert!(blocks(problems) && !is_ours(problems));
+        }
+        let by_load = check(Some(&Group { scaling_policies: vec!["cpu".into()], ..good() }), &facts());
+        for problems in [&missing, &by_load] {
+            assert!(blocks(problems) && is_ours(problems));
+        }
     }
 
     #[test]

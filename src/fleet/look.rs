@@ -14,10 +14,11 @@ use crate::api::job_lease::LeasePhase;
 use crate::api::runner_pool::RunnerPoolSpec;
 use crate::api::suspended_environment::{Phase, Tier, object_name};
 use crate::api::{JobLease, SuspendedEnvironment};
+use crate::clock;
 use crate::environment::moves;
 use crate::pool::Held;
 use crate::pool::slots::SlotUse;
-use crate::provider::{Instance, InstanceState};
+use crate::provider::{Ids, Instance, InstanceState, tags};
 
 /// How long the throttle of launches looks back.
 const MINUTE: SignedDuration = SignedDuration::from_mins(1);
@@ -64,11 +65,11 @@ impl Sleepers {
                 place.or_else(|| environment.place().map(|(instance, slot)| (instance.to_owned(), slot)));
             all.known.insert(id.clone(), place.as_ref().map(|(instance, _)| instance.clone()));
             all.volumes.extend(status.volume.iter().map(|volume| volume.id.clone()));
-            let tags = crate::provider::tags::of_environment(environment, &held.shared.cluster_id);
             // What is being given back loses its tags on purpose; of what is lost nothing is there.
             if environment.metadata.deletion_timestamp.is_none() && environment.phase() != Phase::Lost {
                 let volume = status.volume.as_ref().map(|volume| &volume.id);
                 let snapshot = status.snapshot.as_ref().map(|snapshot| &snapshot.id);
+                let tags = tags::of_environment(environment, &held.shared.cluster_id);
                 all.kept_tags.extend(volume.into_iter().chain(snapshot).map(|id| (id.clone(), tags.clone())));
             }
             let moving_to = status.moving.as_ref().map(|moving| moving.to);
@@ -80,18 +81,7 @@ impl Sleepers {
             }
             let Some(place) = place else { continue };
             all.places.insert(place);
-            let due = moves::target(held, environment, facts, evicted.contains(&name), now);
-            let is_wanted = moving_to == Some(Tier::Hot) || environment.bound_lease().is_some();
-            let is_there = environment.tier() == Tier::Stopped && !is_wanted;
-            let known = Sleeping {
-                id,
-                is_to_stop: moving_to == Some(Tier::Stopped) || is_there,
-                is_due_to_stop: due == Some(Tier::Stopped),
-                is_wanted,
-                has_volume: held.settings().is_some_and(|settings| settings.spec.workspace_volume.is_some()),
-                expires_at: environment.expires_at(),
-                tags,
-            };
+            let known = sleeping(held, environment, facts, evicted.contains(&name), now);
             all.by_name.insert(name, known);
         }
         all
@@ -103,7 +93,8 @@ impl Sleepers {
             held.hosts.view().into_iter().map(|host| (host.name.clone(), stand_of(&host.state))).collect();
         let stand = |id: &String| {
             let uses = held.book(|book| book.occupancy.uses_on(id));
-            let slots = uses.into_iter().map(|(slot, kept)| (slot, self.use_of(kept))).collect();
+            let by_name = |name: &String| self.by_name.get(name).cloned();
+            let slots = uses.into_iter().map(|(slot, kept)| (slot, use_of(kept, by_name))).collect();
             Stand {
                 host: hosts.get(id).cloned().unwrap_or_default(),
                 slots,
@@ -112,15 +103,51 @@ impl Sleepers {
         };
         facts.instances.keys().map(|id| (id.clone(), stand(id))).collect()
     }
+}
 
-    fn use_of(&self, kept: SlotUse) -> Use {
-        let sleeping = |name: &String| self.by_name.get(name).cloned();
-        Use {
-            has_job: kept.has_job,
-            environments: kept.environments.iter().filter_map(sleeping).collect(),
-            is_in_doubt: kept.is_in_doubt,
-        }
+fn use_of(kept: SlotUse, sleeping: impl Fn(&String) -> Option<Sleeping>) -> Use {
+    Use {
+        has_job: kept.has_job,
+        environments: kept.environments.iter().filter_map(sleeping).collect(),
+        is_in_doubt: kept.is_in_doubt,
     }
+}
+
+/// What an environment means for the instance it is on.
+fn sleeping(
+    held: &Held,
+    environment: &SuspendedEnvironment,
+    facts: &Facts,
+    is_evicted: bool,
+    now: Timestamp,
+) -> Sleeping {
+    let status = environment.status.as_ref();
+    let moving_to = status.and_then(|status| status.moving.as_ref()).map(|moving| moving.to);
+    let due = moves::target(held, environment, facts, is_evicted, now);
+    let is_wanted = moving_to == Some(Tier::Hot) || environment.bound_lease().is_some();
+    let is_there = environment.tier() == Tier::Stopped && !is_wanted;
+    Sleeping {
+        id: environment.spec.environment_id.clone(),
+        // It may have been called back since it was claimed.
+        is_to_stop: moving_to == Some(Tier::Stopped) && due == Some(Tier::Stopped) || is_there,
+        is_due_to_stop: due == Some(Tier::Stopped),
+        is_wanted,
+        has_volume: held.settings().is_some_and(|settings| settings.spec.workspace_volume.is_some()),
+        expires_at: environment.expires_at(),
+        tags: tags::of_environment(environment, &held.shared.cluster_id),
+    }
+}
+
+/// What keeps the slots of an instance by now. A plan is a moment old when its turn comes.
+pub fn stand_now(held: &Held, instance: &str) -> Stand {
+    let (facts, now) = (held.fleet.facts().unwrap_or_default(), clock::now());
+    let by_name = |name: &String| {
+        let environment = held.environment(name)?;
+        Some(sleeping(held, &environment, &facts, held.fleet.is_evicted(name), now))
+    };
+    let uses = held.book(|book| book.occupancy.uses_on(instance));
+    let slots = uses.into_iter().map(|(slot, kept)| (slot, use_of(kept, by_name))).collect();
+    Stand { slots, ..Stand::default() }
 }
 
 fn stand_of(state: &crate::host::keeper::HostState) -> HostStand {
@@ -270,6 +297,20 @@ pub fn name_of(held: &Held, id: &str) -> String {
     object_name(&held.name, id)
 }
 
+/// What an environment's object relies on. Of one that is lost nothing is left to be looked for, until it is given back: then
+/// it is gone only when it was looked for in vain.
+pub fn relied_on_by(environment: &SuspendedEnvironment) -> Ids {
+    let mut ids = Ids::default();
+    if environment.phase() == Phase::Lost && environment.metadata.deletion_timestamp.is_none() {
+        return ids;
+    }
+    let status = environment.status.clone().unwrap_or_default();
+    ids.instances.extend(environment.place().map(|(instance, _)| instance.to_owned()));
+    ids.volumes.extend(status.volume.map(|volume| volume.id));
+    ids.snapshots.extend(status.snapshot.map(|snapshot| snapshot.id));
+    ids
+}
+
 /// Environments that a change of these things of the cloud concerns.
 pub fn concerned(environments: &[std::sync::Arc<SuspendedEnvironment>], changed: &[String]) -> Vec<String> {
     let is_of = |environment: &SuspendedEnvironment| {
@@ -288,8 +329,58 @@ pub fn concerned(environments: &[std::sync::Arc<SuspendedEnvironment>], changed:
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use serde_json::json;
+
     use super::*;
-    use crate::provider::Group;
+    use crate::fleet::facts::{Fate, Owner};
+    use crate::provider::{Group, Observation};
+
+    fn lost() -> SuspendedEnvironment {
+        let object = json!({
+            "apiVersion": "dormouse.dev/v1alpha1", "kind": "SuspendedEnvironment", "metadata": { "name": "p-e" },
+            "spec": {
+                "pool": "p", "poolUid": "u", "environmentId": "abcdefghijklmnopqrst",
+                "expiresAt": "2026-01-02T00:00:00Z", "notAfter": "2026-01-03T00:00:00Z", "workspacePath": "/b/0/g/p",
+                "origin": {
+                    "projectId": 1, "projectPath": "g/p", "ref": "main", "protected": false, "commit": "c",
+                    "jobId": 1, "jobName": "j", "userId": 1, "outcome": "Failed", "lease": "p-1", "leaseUid": "l",
+                    "instance": "i-1", "slot": 0,
+                },
+            },
+            "status": { "phase": "Lost", "tier": "Stopped", "instance": "i-1", "slot": 0, "revision": 0 },
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    /// The fate of i-1 after three looks in a row that do not show it, to a holder that has never seen it.
+    fn fate_after_three_looks(environment: &SuspendedEnvironment) -> Fate {
+        let relied_on = relied_on_by(environment);
+        let owner = Owner { pool_uid: "u", group: "g", may_use_group: true };
+        let mut known: Option<Facts> = None;
+        for second in [0, 30, 60] {
+            let at = Timestamp::from_second(second).unwrap();
+            let seen = Observation {
+                at,
+                groups: BTreeMap::new(),
+                instances: BTreeMap::new(),
+                volumes: BTreeMap::new(),
+                snapshots: BTreeMap::new(),
+            };
+            let mut facts = Facts::of(&seen, owner, &relied_on, known.as_ref());
+            facts.expect(relied_on.iter(), known.as_ref());
+            known = Some(facts);
+        }
+        known.unwrap().fate("i-1")
+    }
+
+    #[test]
+    fn a_lost_environment_is_given_back_by_a_holder_that_never_saw_its_instance() {
+        let mut environment = lost();
+        assert_eq!(relied_on_by(&environment), Ids::default());
+        environment.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+        assert_eq!(fate_after_three_looks(&environment), Fate::Gone);
+    }
 
     #[test]
     fn an_instance_has_come_when_an_earlier_look_did_not_show_it_up() {

@@ -66,6 +66,13 @@ pub enum Step {
         /// The device name.
         device: String,
     },
+    /// A slot's volume is unmounted on its instance.
+    Unmount {
+        /// The instance.
+        instance: String,
+        /// The slot.
+        slot: u32,
+    },
     /// Everything is written out on an instance that is about to be stopped.
     Quiet {
         /// The instance.
@@ -148,13 +155,35 @@ pub fn plan(view: &View<'_>) -> Plan {
     sleep::stop_and_start(view, &mut plan);
     members::open(view, &mut plan);
     size::resize(view, &mut plan);
-    plan.is_expecting |= !plan.sequences.is_empty() || view.facts.instances.values().any(is_on_its_way);
-    plan.is_expecting |=
-        plan.scale.waits.iter().any(|wait| matches!(wait, Waiting::WaitingForInstances { .. }));
+    volumes::take_back(view, &mut plan);
+    plan.is_expecting |= is_expecting(view, &plan);
     plan
 }
 
+fn is_expecting(view: &View<'_>, plan: &Plan) -> bool {
+    !plan.sequences.is_empty()
+        || view.facts.instances.values().any(is_on_its_way)
+        || plan.scale.waits.iter().any(|wait| matches!(wait, Waiting::WaitingForInstances { .. }))
+}
+
 impl Plan {
+    /// The group is set so that it must not be used: no job is placed in it and it is not made larger. What runs and sleeps
+    /// there is seen to as ever: a hook that is not held takes its job with it.
+    pub fn begin_nothing(&mut self, view: &View<'_>) {
+        self.open.clear();
+        self.growth = 0;
+        self.scale.grow.clear();
+        self.scale.waits.retain(|wait| !matches!(wait, Waiting::WaitingForInstances { .. }));
+        let ends_none = view.facts.group.as_ref().is_some_and(|group| group.suspended.contains("Terminate"));
+        let is_held_back = |step: &Step| match step {
+            Step::Cloud(Change::SetDesired { .. } | Change::Launch { .. }) => true,
+            Step::Cloud(Change::TerminateMember { .. }) => ends_none,
+            Step::Cloud(_) | Step::Mount { .. } | Step::Unmount { .. } | Step::Quiet { .. } => false,
+        };
+        self.sequences.retain(|sequence| !sequence.steps.iter().any(is_held_back));
+        self.is_expecting = is_expecting(view, self);
+    }
+
     /// Adds a sequence, unless something was done about its subject that the look cannot show yet.
     fn add(&mut self, view: &View<'_>, subject: &str, steps: Vec<Step>) {
         let is_taken = self.sequences.iter().any(|known| known.subject == subject);

@@ -1,5 +1,6 @@
 //! The driver of a pool's fleet: looks at the cloud, plans, starts what is planned; for as long as the pool is held.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,13 +12,13 @@ use super::facts::{Facts, Fate, Owner};
 use super::group;
 use super::look::{self, Sleepers};
 use super::orphans;
-use super::plan::{self, Plan, Step};
+use super::plan::{self, Plan, Step, members};
 use super::policy::Policies;
 use super::view::View;
 use super::{carry, policy, tally};
 use crate::api::SuspendedEnvironment;
 use crate::api::runner_pool::{AwsProvider, Notices, ScalingSpec};
-use crate::api::suspended_environment::{Phase, Tier};
+use crate::api::suspended_environment::Tier;
 use crate::clock;
 use crate::environment::adopt;
 use crate::pool::Held;
@@ -103,6 +104,8 @@ struct Looking {
     subscription: Subscription,
     /// Forgotten at a take-over: then a new one is written if it differs.
     said: Option<String>,
+    /// Environments that were told of a slot they may have.
+    offered: BTreeSet<String>,
 }
 
 impl Looking {
@@ -113,7 +116,7 @@ impl Looking {
         let subscription =
             observers.join(access.account.clone(), Arc::clone(&access.cloud), group, cluster, intervals);
         *held.fleet.cloud_slot() = Some(Arc::clone(subscription.cloud()));
-        Self { access: Arc::clone(access), subscription, said: None }
+        Self { access: Arc::clone(access), subscription, said: None, offered: BTreeSet::new() }
     }
 }
 
@@ -187,7 +190,7 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
             claimed_by: rival.as_deref(),
         },
     );
-    let is_blocked = group::blocks(&problems);
+    let (is_ours, is_blocked) = (group::is_ours(&problems), group::blocks(&problems));
     held.fleet.state().problems = problems;
     let sleepers = Sleepers::read(held, &facts, now);
     let stands = sleepers.stands(held, &facts);
@@ -198,14 +201,6 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
         let wish = look::strangers_wish(&mut state.memory, &facts, is_quiet);
         (state.memory.clone(), wish)
     };
-    if let (Some((from, to)), Some(pool)) = (strangers_wish, held.pool()) {
-        let group = &aws.auto_scaling_group;
-        let note = format!(
-            "somebody changed the desired capacity of group {group} from {from} to {to}; the pool goes on by its own \
-             policies: leave it to the pool"
-        );
-        held.shared.events.warning(pool.as_ref(), "DesiredCapacityChanged", "Scale", note).await;
-    }
     let active = policies.at(now);
     let may_launch = {
         let mut state = held.fleet.state();
@@ -213,15 +208,23 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
     };
     let cluster = held.shared.cluster_id.clone();
     let view = look::view(held, spec, &cluster, &facts, sleepers, stands, active, may_launch, &memory, now);
-    let mut plan = match is_blocked {
+    let mut plan = match is_ours {
+        true => plan::plan(&view),
         // Another pool's group, or one that we may not use: nothing is done there.
-        true => Plan::default(),
-        false => plan::plan(&view),
+        false => Plan::default(),
     };
+    if is_ours && is_blocked {
+        plan.begin_nothing(&view);
+    }
     // Without credentials nothing can be held against a scale-in: what runs goes on, nothing new is begun.
     if looking.subscription.problem().is_some_and(|error| error.class == ErrorClass::Denied) {
         plan.open.clear();
         plan.growth = 0;
+    }
+    // What is being done about an instance may be its end.
+    {
+        let state = held.fleet.state();
+        plan.open.retain(|id, _| !state.running.contains(id));
     }
     if let Some(at) = policies.next_change(now) {
         plan.look_again_at = Some(plan.look_again_at.map_or(at, |known| known.min(at)));
@@ -236,8 +239,18 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
         "the fleet was planned"
     );
     let claim = claim_group(held, &facts, is_blocked);
-    report(held, looking, &view, &plan).await;
+    // Before anything is waited for: jobs are placed by the plan that is published.
     publish(held, plan.clone());
+    offer(held, looking, members::offered(&view, &plan).map(str::to_owned).collect());
+    if let (Some((from, to)), Some(pool)) = (strangers_wish, held.pool()) {
+        let group = &aws.auto_scaling_group;
+        let note = format!(
+            "somebody changed the desired capacity of group {group} from {from} to {to}; the pool goes on by its own \
+             policies: leave it to the pool"
+        );
+        held.shared.events.warning(pool.as_ref(), "DesiredCapacityChanged", "Scale", note).await;
+    }
+    report(held, looking, &view, &plan).await;
     if !held.tenure().may_act() {
         return;
     }
@@ -260,14 +273,7 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
 fn relied_on(held: &Held, before: Option<&Facts>) -> Ids {
     let mut ids = Ids::default();
     for environment in held.environments() {
-        // Of one that is lost nothing is left to be looked for.
-        if environment.phase() == Phase::Lost {
-            continue;
-        }
-        let status = environment.status.clone().unwrap_or_default();
-        ids.instances.extend(environment.place().map(|(instance, _)| instance.to_owned()));
-        ids.volumes.extend(status.volume.map(|volume| volume.id));
-        ids.snapshots.extend(status.snapshot.map(|snapshot| snapshot.id));
+        ids.extend(&look::relied_on_by(&environment));
     }
     for lease in held.leases().iter().filter(|lease| lease.phase().is_open()) {
         ids.instances.extend(lease.place().map(|(instance, _)| instance.to_owned()));
@@ -307,7 +313,7 @@ fn take_in(held: &Held, facts: Arc<Facts>, before: Option<&Facts>) {
         }
         for id in &changed {
             if facts.fate(id) == Fate::Gone {
-                book.instance_is_gone(id);
+                book.look_at_instance(id);
             }
         }
     });
@@ -325,6 +331,16 @@ fn publish(held: &Held, plan: Plan) {
     }
 }
 
+/// Has environments that waited for a slot looked at now that they may have one.
+fn offer(held: &Held, looking: &mut Looking, offered: BTreeSet<String>) {
+    let news: Vec<String> = offered.difference(&looking.offered).map(|id| look::name_of(held, id)).collect();
+    looking.offered = offered;
+    if !news.is_empty() {
+        held.book(|book| news.into_iter().for_each(|name| book.environment_agenda.now(name)));
+        held.wake();
+    }
+}
+
 fn count_launches(held: &Held, plan: &Plan, desired: u32, now: Timestamp) {
     let mut state = held.fleet.state();
     for sequence in &plan.sequences {
@@ -335,7 +351,7 @@ fn count_launches(held: &Held, plan: &Plan, desired: u32, now: Timestamp) {
             let count = match step {
                 Step::Cloud(Change::SetDesired { to, .. }) => to.saturating_sub(desired),
                 Step::Cloud(Change::Launch { count, .. }) => *count,
-                Step::Cloud(_) | Step::Mount { .. } | Step::Quiet { .. } => 0,
+                Step::Cloud(_) | Step::Mount { .. } | Step::Unmount { .. } | Step::Quiet { .. } => 0,
             };
             state.launches.extend((0..count).map(|_| now));
         }

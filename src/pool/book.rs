@@ -230,8 +230,8 @@ impl Book {
         self.places.get(environment).cloned()
     }
 
-    /// Everything on an instance is looked at again: it is gone, or it is about to be.
-    pub fn instance_is_gone(&mut self, name: &str) {
+    /// Everything on an instance is looked at again: something has become of it, or is about to.
+    pub fn look_at_instance(&mut self, name: &str) {
         self.stir_instance(name);
     }
 

@@ -254,7 +254,7 @@ impl Held {
 
     /// An instance is about to be taken away by its cloud: everything on it is looked at again.
     pub fn instance_announced(&self, instance: &str) {
-        self.book(|book| book.instance_is_gone(instance));
+        self.book(|book| book.look_at_instance(instance));
         self.wake();
     }
 

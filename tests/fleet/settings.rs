@@ -4,11 +4,13 @@ use anyhow::{Context, Result, ensure};
 use aws_sdk_autoscaling::types::Tag;
 use serde_json::{Value, json};
 
+use super::failures::instance_of;
+use super::tiers::with_volumes;
 use crate::suspension::job;
 use crate::testbed::cloud::Group;
 use crate::testbed::gitlab::JobState;
 use crate::testbed::stage::cloud::{GROUP, HOOK};
-use crate::testbed::stage::{CloudStage, POOL, Setting, Stage, condition, merge, message};
+use crate::testbed::stage::{CloudSetting, CloudStage, POOL, Setting, Stage, condition, merge, message};
 use crate::traces::{self, told};
 
 /// A group that is set well.
@@ -173,5 +175,29 @@ async fn a_group_belongs_to_one_pool_and_passes_on_when_that_is_deleted() -> Res
     stage.until_condition("runnerpool", "second", "Ready").await?;
     let over = stage.run(job("passed-on").for_runner(other.id)).await?;
     ensure!(over.state == JobState::Success, "{}\n{}", told(&over), stage.operator_log());
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_pool_goes_with_the_volumes_of_the_members_that_its_group_keeps() -> Result<()> {
+    let setting = CloudSetting {
+        group: |group| {
+            group.min = 1;
+            group.desired = 1;
+        },
+        ..CloudSetting::default()
+    };
+    let stage = Stage::start("kept-member", with_volumes(json!({})).in_cloud(setting)).await?;
+    let over = stage.run(job("one").script(["true"])).await?;
+    ensure!(over.state == JobState::Success, "{}", told(&over));
+    let instance = instance_of(&stage, over.id).await?;
+    let deleted = stage.kubectl(&["delete", "runnerpool", POOL, "--timeout=60s"]).await;
+    deleted.with_context(|| stage.operator_log())?;
+    let cloud = stage.cloud()?;
+    ensure!(cloud.members().await? == [(instance, "InService".to_owned())], "{:?}", cloud.members().await?);
+    let state = cloud.cloud.state().await?;
+    let roots: Vec<_> = state.instances.iter().filter_map(|one| one.root_volume.clone()).collect();
+    let left: Vec<_> = state.volumes.iter().filter(|one| !roots.contains(&one.id)).collect();
+    ensure!(left.is_empty(), "{left:?}");
     traces::end(stage).await
 }

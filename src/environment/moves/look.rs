@@ -29,6 +29,7 @@ pub struct Look {
     is_zone_dry: bool,
     may_stop: bool,
     is_fresh: bool,
+    is_instance_at_rest: bool,
     now: Timestamp,
 }
 
@@ -60,6 +61,7 @@ impl Look {
             is_zone_dry: held.fleet.gets_none(&environment.spec.environment_id),
             may_stop: place.is_some_and(|(instance, _)| others_may_stop(held, &facts, instance, &name, now)),
             is_fresh: held.fleet.is_fresh(&name),
+            is_instance_at_rest: place.is_none_or(|(instance, _)| held.fleet.is_at_rest(instance)),
             link,
             facts,
             settings,
@@ -84,6 +86,7 @@ impl Look {
             is_zone_dry: self.is_zone_dry,
             may_stop: self.may_stop,
             is_fresh: self.is_fresh,
+            is_instance_at_rest: self.is_instance_at_rest,
             now: self.now,
         }
     }
@@ -135,6 +138,7 @@ pub fn target(
         is_zone_dry: false,
         may_stop: true,
         is_fresh: true,
+        is_instance_at_rest: true,
         now,
     };
     tier::target(&view).map(|target| target.tier)

@@ -9,6 +9,7 @@ use kube::ResourceExt;
 use crate::api::SuspendedEnvironment;
 use crate::api::runner_pool::Overflow;
 use crate::api::suspended_environment::Phase;
+use crate::fleet::group;
 use crate::pool::Held;
 
 /// Environments at tier Hot that have to make room: the longest asleep, as many as there are too many, and as many as
@@ -22,8 +23,10 @@ pub fn evicted(held: &Held, environments: &[Arc<SuspendedEnvironment>]) -> BTree
     let hot: Vec<&Arc<SuspendedEnvironment>> = environments.iter().filter(|known| known.is_hot()).collect();
     let most = spec.total_slots().saturating_sub(spec.slot_floor()) as usize;
     let (waiting, free) = held.view(|view| (view.occupancy.waiting(), view.free_count()));
+    // Room in a group where nothing may be begun would serve no job.
+    let is_blocked = group::blocks(&held.fleet.problems());
     let short = match held.fleet.growth() {
-        0 => waiting.saturating_sub(free),
+        0 if !is_blocked => waiting.saturating_sub(free),
         _ => 0,
     };
     let too_many = hot.len().saturating_sub(most).max(short);

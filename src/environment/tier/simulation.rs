@@ -79,6 +79,8 @@ pub struct World {
     demotion: Vec<Demotion>,
     facts: Facts,
     touched_at: i64,
+    /// When the fleet last stopped its instance.
+    stopped_at: i64,
     next_id: u32,
     leaving: Option<String>,
     /// The zone that has no instances to give.
@@ -143,6 +145,7 @@ impl World {
             demotion,
             facts: Facts::default(),
             touched_at: -1,
+            stopped_at: -1,
             next_id: 0,
             leaving: None,
             dry: None,
@@ -295,7 +298,12 @@ impl World {
                     machine.cloud.state = InstanceState::Running;
                     machine.answers = true;
                 }
-                InstanceState::Stopping => machine.cloud.state = InstanceState::Stopped,
+                // Until then its host may still answer.
+                InstanceState::Stopping => {
+                    machine.cloud.state = InstanceState::Stopped;
+                    machine.answers = false;
+                    machine.mounted = None;
+                }
                 InstanceState::ShuttingDown => machine.cloud.state = InstanceState::Terminated,
                 InstanceState::Running | InstanceState::Stopped | InstanceState::Terminated => {}
             }
@@ -323,10 +331,9 @@ impl World {
         match machine.cloud.state {
             InstanceState::Running if is_to_stop && !is_wanted && phase != Phase::Suspending => {
                 machine.cloud.state = InstanceState::Stopping;
+                self.stopped_at = self.now;
                 machine.cloud.member = None;
                 machine.cloud.tags.insert(tags::POOL.into(), POOL.into());
-                machine.answers = false;
-                machine.mounted = None;
             }
             InstanceState::Stopped if is_wanted => machine.cloud.state = InstanceState::Pending,
             InstanceState::Pending
@@ -344,8 +351,10 @@ impl World {
         let machine = place.as_ref().and_then(|id| self.instances.get(id));
         let runs = machine.is_some_and(|known| known.answers && known.has_record);
         let mounted = machine.and_then(|known| known.mounted.clone());
+        let is_stopping = machine.is_some_and(|known| known.cloud.state == InstanceState::Stopping);
         match self.environment.phase() {
-            Phase::Resuming if self.environment.is_hot() && runs => {
+            Phase::Resuming if self.environment.is_hot() && runs && self.moving_to().is_none() => {
+                assert!(!is_stopping, "a job began on an instance that goes off: {self:#?}");
                 let newest = self.version + 1;
                 match (self.has_volumes, mounted) {
                     (true, Some(mounted)) => {
@@ -527,6 +536,7 @@ impl World {
             is_zone_dry: self.is_zone_dry(),
             may_stop: true,
             is_fresh: self.facts.at > at(self.touched_at),
+            is_instance_at_rest: self.facts.at > at(self.stopped_at),
             now: at(self.now),
         }
     }

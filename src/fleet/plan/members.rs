@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Plan, Step, is_in_service, lifecycle, spent};
 use crate::fleet::facts::device_of;
+use crate::fleet::scale::Wake;
 use crate::fleet::view::{HostStand, View};
 use crate::provider::{Change, Lifecycle, tags};
 
@@ -62,6 +63,19 @@ pub fn protect(view: &View<'_>, plan: &mut Plan) {
     }
 }
 
+/// Environments that come back from a volume and for which an open member has their slot free by now.
+pub fn offered<'a>(view: &'a View<'_>, plan: &'a Plan) -> impl Iterator<Item = &'a str> {
+    let is_free = |wake: &Wake| {
+        plan.open.keys().any(|id| {
+            let zone = view.facts.instances.get(id).map(|instance| &instance.zone);
+            let is_in_zone = wake.zone.is_none() || wake.zone.as_ref() == zone;
+            is_in_zone && !view.stand(id).slots.contains_key(&wake.slot)
+        })
+    };
+    let waiting = view.wakes.iter().filter(|wake| !wake.has_place);
+    waiting.filter(move |wake| is_free(wake)).map(|wake| wake.environment.as_str())
+}
+
 /// Opens members for jobs: in service, protected, not worn, not about to be stopped; and of those the slots whose
 /// volume is mounted.
 pub fn open(view: &View<'_>, plan: &mut Plan) {
@@ -69,6 +83,12 @@ pub fn open(view: &View<'_>, plan: &mut Plan) {
         let stand = view.stand(&instance.id);
         let is_protected = instance.member.as_ref().is_some_and(|member| member.is_protected);
         let is_due_to_stop = stand.environments().any(|known| known.is_due_to_stop || known.is_to_stop);
+        // Looks lag: one that was told to go may be shown in service for a while.
+        let told_at = view.memory.told_to_go.get(&instance.id);
+        let is_told_to_go = told_at.is_some_and(|at| view.now.duration_since(*at) < view.pool.deletion_retry);
+        if is_told_to_go || view.is_under_way(&instance.id) {
+            continue;
+        }
         let HostStand::Ready { mounts, .. } = &stand.host else { continue };
         if !is_protected || is_due_to_stop || view.pool.is_deleting || spent(view, instance, &stand).is_some()
         {

@@ -141,7 +141,7 @@ mod tests {
             Step::Cloud(Change::Tag { ids, tags }) if ids.iter().any(|known| known == id) => {
                 Some(tags.clone())
             }
-            Step::Cloud(_) | Step::Mount { .. } | Step::Quiet { .. } => None,
+            Step::Cloud(_) | Step::Mount { .. } | Step::Unmount { .. } | Step::Quiet { .. } => None,
         })
     }
 

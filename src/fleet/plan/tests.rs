@@ -11,6 +11,7 @@ use super::*;
 use crate::api::runner_pool::{GrowWith, StopMode, WorkspaceVolume};
 use crate::fleet::facts::{Facts, device_of};
 use crate::fleet::policy::Active;
+use crate::fleet::scale::Wake;
 use crate::fleet::view::{Memory, Pool, Sleeping, Use};
 use crate::provider::{Attachment, Group, Hook, Member, Volume, VolumeState, tags};
 
@@ -282,6 +283,11 @@ fn worlds() -> impl Strategy<Value = World> {
             for (instance, stand, touched) in instances {
                 if let Some(at) = touched {
                     memory.touched.insert(instance.id.clone(), Timestamp::from_second(at).unwrap());
+                    if has_age {
+                        memory
+                            .told_to_go
+                            .insert(instance.id.clone(), Timestamp::from_second(NOW - 1).unwrap());
+                    }
                 }
                 memory.up_since.extend(instance.launched_at.map(|at| (instance.id.clone(), at)));
                 memory.idle_since.extend(instance.launched_at.map(|at| (instance.id.clone(), at)));
@@ -318,7 +324,7 @@ fn steps(plan: &Plan) -> impl Iterator<Item = &Step> {
 fn changes(plan: &Plan) -> impl Iterator<Item = &Change> {
     steps(plan).filter_map(|step| match step {
         Step::Cloud(change) => Some(change),
-        Step::Mount { .. } | Step::Quiet { .. } => None,
+        Step::Mount { .. } | Step::Unmount { .. } | Step::Quiet { .. } => None,
     })
 }
 
@@ -369,6 +375,8 @@ proptest! {
             }
         }
         for id in plan.open.keys() {
+            prop_assert!(!world.view().is_under_way(id), "what was done to it is not seen yet");
+            prop_assert!(!world.memory.told_to_go.contains_key(id), "it was told to go a moment ago");
             let instance = &world.facts.instances[id];
             prop_assert!(is_in_service(instance) && world.stand(id).is_ready() && !world.is_deleting);
             prop_assert!(instance.member.as_ref().unwrap().is_protected);
@@ -442,6 +450,63 @@ proptest! {
     }
 
     #[test]
+    fn a_group_that_must_not_be_used_grows_not_and_what_is_there_is_seen_to_all_the_same(
+        world in worlds(), ends_none in any::<bool>(),
+    ) {
+        let mut world = world;
+        if let Some(group) = world.facts.group.as_mut().filter(|_| ends_none) {
+            group.suspended.insert("Terminate".to_owned());
+        }
+        let free = plan(&world.view());
+        let mut blocked = free.clone();
+        blocked.begin_nothing(&world.view());
+        prop_assert!(blocked.open.is_empty() && blocked.growth == 0);
+        let is_senseless =
+            |change: &Change| grows(change) || ends_none && matches!(change, Change::TerminateMember { .. });
+        let kept: Vec<&Change> = changes(&free).filter(|change| !is_senseless(change)).collect();
+        prop_assert_eq!(changes(&blocked).collect::<Vec<_>>(), kept);
+        prop_assert_eq!(&blocked.report, &free.report);
+    }
+
+    #[test]
+    fn only_volumes_that_are_nobodys_are_taken_back_and_only_from_members_that_stay(world in worlds()) {
+        let mut plan = Plan::default();
+        volumes::take_back(&world.view(), &mut plan);
+        let stays = world.facts.group.as_ref().is_some_and(|group| group.desired <= group.min);
+        prop_assert!(plan.sequences.is_empty() || world.is_deleting && stays);
+        for step in steps(&plan) {
+            match step {
+                Step::Unmount { instance, slot } => {
+                    prop_assert!(!world.stand(instance).slots.contains_key(slot), "{step:?}");
+                }
+                Step::Cloud(
+                    Change::DetachVolume { volume, .. } | Change::DeleteVolume { volume },
+                ) => {
+                    let known = &world.facts.volumes[volume];
+                    let is_someones = known.tags.contains_key(tags::ENVIRONMENT) || world.owned_volumes.contains(volume);
+                    prop_assert!(!is_someones, "{step:?}");
+                }
+                _ => prop_assert!(false, "{step:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_is_offered_where_one_is_free_in_the_zone(world in worlds(), slot in 0..SLOTS, zone in any::<bool>()) {
+        let zone = if zone { Some("a".to_owned()) } else { None };
+        let mut view = world.view();
+        let wake = Wake { environment: "waits".into(), zone: zone.clone(), slot, has_place: false };
+        view.wakes = vec![wake.clone(), Wake { environment: "has one".into(), has_place: true, ..wake }];
+        let plan = plan(&view);
+        let is_free = plan.open.keys().any(|id| {
+            let there = &world.facts.instances[id];
+            zone.as_ref().is_none_or(|zone| *zone == there.zone) && !world.stand(id).slots.contains_key(&slot)
+        });
+        let offered: Vec<&str> = members::offered(&view, &plan).collect();
+        prop_assert_eq!(offered, if is_free { vec!["waits"] } else { Vec::new() });
+    }
+
+    #[test]
     fn what_this_holder_has_seen_to_come_up_is_as_old_as_that_by_whatever_clock_it_was_launched(
         world in worlds(), launched in -100_000..100_000_i64, seen in 0..20_000_i64, was_there in any::<bool>(),
     ) {
@@ -468,4 +533,70 @@ proptest! {
     fn the_same_world_gives_the_same_plan(world in worlds()) {
         prop_assert_eq!(plan(&world.view()), plan(&world.view()));
     }
+}
+
+/// A member that stays with its group when its pool goes gives the volume of its slot back, one look after the other.
+#[test]
+fn a_member_that_stays_keeps_no_volume() {
+    let member =
+        Member { group: "g".into(), lifecycle: Lifecycle::InService, is_protected: true, is_healthy: true };
+    let mut facts = Facts::default();
+    facts.group = Some(Group { name: "g".into(), min: 1, max: 1, desired: 1, ..Group::default() });
+    let instance = Instance { member: Some(member), ..Instance::for_test("i-1") };
+    facts.instances.insert("i-1".into(), instance);
+    let attachment =
+        Attachment { instance: "i-1".into(), device: device_of(0), is_attached: true, is_detaching: false };
+    let mut volume = Volume {
+        id: "vol-1".into(),
+        state: VolumeState::InUse,
+        zone: "a".into(),
+        size_gib: 8,
+        attachment: Some(attachment),
+        created_at: None,
+        snapshot: None,
+        tags: BTreeMap::from([(tags::SLOT_OF.to_owned(), "i-1".to_owned())]),
+    };
+    let ready = |mounts: &[(u32, &str)]| Stand {
+        host: HostStand::Ready {
+            mounts: mounts.iter().map(|(slot, id)| (*slot, (*id).to_owned())).collect(),
+            jobs_started: 1,
+        },
+        ..Stand::default()
+    };
+    let taken_back = |facts: &Facts, stand: Stand, is_deleting: bool| {
+        let world = World {
+            facts: facts.clone(),
+            memory: Memory::default(),
+            stands: BTreeMap::from([("i-1".to_owned(), stand)]),
+            volume: None,
+            owned_volumes: BTreeSet::new(),
+            policy: Active::default(),
+            waiting: 0,
+            max_instances: 1,
+            may_launch: 1,
+            max_uses: 0,
+            max_age: None,
+            grow_with: GrowWith::default(),
+            stop_mode: StopMode::default(),
+            is_deleting,
+        };
+        let mut plan = Plan::default();
+        volumes::take_back(&world.view(), &mut plan);
+        steps(&plan).cloned().collect::<Vec<_>>()
+    };
+    facts.volumes.insert("vol-1".into(), volume.clone());
+    let mounted = ready(&[(0, "vol-1")]);
+    assert_eq!(taken_back(&facts, mounted.clone(), false), []);
+    assert_eq!(
+        taken_back(&facts, mounted.clone(), true),
+        [Step::Unmount { instance: "i-1".into(), slot: 0 }]
+    );
+    let in_use = Use { has_job: true, ..Use::default() };
+    assert_eq!(taken_back(&facts, Stand { slots: [(0, in_use)].into(), ..mounted }, true), []);
+    let detach = Change::DetachVolume { volume: "vol-1".into(), instance: "i-1".into(), force: false };
+    assert_eq!(taken_back(&facts, ready(&[]), true), [Step::Cloud(detach)]);
+    (volume.attachment, volume.state) = (None, VolumeState::Available);
+    facts.volumes.insert("vol-1".into(), volume);
+    let delete = Change::DeleteVolume { volume: "vol-1".into() };
+    assert_eq!(taken_back(&facts, ready(&[]), true), [Step::Cloud(delete)]);
 }

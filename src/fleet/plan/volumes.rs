@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::members::own_tags;
 use super::{Plan, Step, is_in_service, spent};
-use crate::fleet::facts::device_of;
+use crate::fleet::facts::{device_of, slot_at};
 use crate::fleet::view::{HostStand, Stand, View};
 use crate::provider::{Change, Instance, Volume, VolumeOrder, VolumeState, tags};
 
@@ -36,6 +36,52 @@ pub fn provide(view: &View<'_>, plan: &mut Plan) {
             }
         }
     }
+}
+
+/// Takes the volumes of members back that stay with their group when the pool goes: nothing else would. Those of others come
+/// free with their instance, and are swept.
+pub fn take_back(view: &View<'_>, plan: &mut Plan) {
+    let stays = view.facts.group.as_ref().is_some_and(|group| group.desired <= group.min);
+    if !view.pool.is_deleting || !stays {
+        return;
+    }
+    for volume in view.facts.volumes.values().filter(|volume| is_nobodys(view, volume)) {
+        let member = |id: &String| view.facts.instances.get(id).filter(|instance| is_in_service(instance));
+        match &volume.attachment {
+            Some(attachment) => {
+                let place = member(&attachment.instance).zip(slot_at(&attachment.device));
+                let Some((instance, slot)) = place.filter(|_| !attachment.is_detaching) else { continue };
+                let stand = view.stand(&instance.id);
+                if let Some(step) = take_off(&stand, instance, slot, volume)
+                    && !is_kept(view, instance, &stand, slot)
+                {
+                    plan.add(view, &format!("{} slot {slot}", instance.id), vec![step]);
+                }
+            }
+            None if volume.state == VolumeState::Available
+                && volume.tags.get(tags::SLOT_OF).and_then(member).is_some() =>
+            {
+                let delete = Change::DeleteVolume { volume: volume.id.clone() };
+                plan.add(view, &volume.id, vec![Step::Cloud(delete)]);
+            }
+            None => {}
+        }
+    }
+}
+
+/// Unmounted where its host says that it is mounted, and taken off then. Nothing on it is needed: a host that was asked in
+/// vain is not waited for.
+fn take_off(stand: &Stand, instance: &Instance, slot: u32, volume: &Volume) -> Option<Step> {
+    let is_mounted = match &stand.host {
+        HostStand::Ready { mounts, .. } => mounts.get(&slot) == Some(&volume.id),
+        HostStand::NotKept | HostStand::Connecting { .. } => false,
+    };
+    if is_mounted {
+        return Some(Step::Unmount { instance: instance.id.clone(), slot });
+    }
+    let detach =
+        Change::DetachVolume { volume: volume.id.clone(), instance: instance.id.clone(), force: false };
+    stand.was_asked().then_some(Step::Cloud(detach))
 }
 
 /// Whether a slot is an environment's or a job's, or an environment is on its way there: its volume is that one's

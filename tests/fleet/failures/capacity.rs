@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::super::tiers::{ask, leaves_marks, until_tier, with_volumes};
-use super::{go, instance_of, next_job_runs, snapshots, until_called, until_waits_for};
+use super::{go, instance_of, next_job_runs, snapshots, until_called, until_looked_at, until_waits_for};
 use crate::suspension::{held, job, put_to_sleep, until_gone};
 use crate::testbed::cloud::{Act, Fault};
 use crate::testbed::gitlab::JobState;
@@ -100,6 +100,36 @@ async fn an_environment_whose_zone_is_closed_says_so_and_comes_back_in_another_b
     // What it has left behind is gone too.
     ensure!(snapshots(&stage).await?.is_empty());
     traces::end(stage).await
+}
+
+#[tokio::test]
+async fn an_environment_that_waits_for_an_instance_is_looked_at_now_and_then() -> Result<()> {
+    let stage = Stage::start("patient", with_volumes(json!({ "policies": [{ "idleTime": "1s" }] }))).await?;
+    let cloud = stage.cloud()?;
+    let (_, key) = put_to_sleep(&stage, leaves_marks("first")).await?;
+    ask(&stage, &key, "Detached").await?;
+    until_tier(&stage, &key, "Detached").await?;
+    cloud.until_members(0).await?;
+    let busy = Fault::error("autoscaling", "SetDesiredCapacity", 400, "ScalingActivityInProgress");
+    cloud.cloud.fault(busy.always()).await?;
+    let wake = stage.gitlab.enqueue(job("wake").environment_key(&key).script(["cat ../../marker"]));
+    until_waits_for(&stage, &key, "slot 0 of an instance").await?;
+    let before = looked_at(&stage).await?;
+    until_looked_at(&stage, 5).await?;
+    let looks = looked_at(&stage).await? - before;
+    ensure!(looks < 100, "it was looked at {looks} times");
+    cloud.cloud.clear_faults().await?;
+    let over = stage.until_over(wake).await?;
+    ensure!(over.state == JobState::Success, "{}\n{}", told(&over), stage.operator_log());
+    traces::end(stage).await
+}
+
+/// How many looks at environments there were.
+async fn looked_at(stage: &Stage) -> Result<u64> {
+    let text = stage.operator()?.metrics().await?;
+    let line = text.lines().find_map(|line| line.strip_prefix("dormouse_environments_looked_at_total{"));
+    let (_, count) = line.and_then(|line| line.rsplit_once(' ')).context("no such metric")?;
+    Ok(count.parse()?)
 }
 
 #[tokio::test]

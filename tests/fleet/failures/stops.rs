@@ -1,11 +1,13 @@
 //! Instances that do not stop, do not hibernate, or do not come back.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::super::tiers::{ask, leaves_marks, resume_and_see, until_tier};
-use super::{leap, until_called, until_waits_for};
-use crate::suspension::{environment, job, object_of, put_to_sleep};
+use super::{go, leap, until_called, until_looked_at, until_waits_for};
+use crate::suspension::{environment, held, job, object_of, put_to_sleep};
 use crate::testbed::cloud::{Act, Call, Fault};
 use crate::testbed::gitlab::JobState;
 use crate::testbed::stage::{CloudSetting, SOON, Setting, Stage, condition};
@@ -139,6 +141,36 @@ async fn an_instance_whose_disk_cannot_be_read_names_the_key_and_is_started_when
     ensure!(starts().await? == 1, "it is started again and again");
     cloud.cloud.act(Act::Restore).await?;
     until("it is started again", SOON, async || Ok((starts().await? == 2).then_some(()))).await?;
+    let over = stage.until_over(wake).await?;
+    ensure!(over.state == JobState::Success && over.log_contains("kept"), "{}", told(&over));
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_job_that_calls_its_environment_back_is_not_stopped_with_it() -> Result<()> {
+    let stage = Stage::start("called-back", Setting::cloud(json!({}))).await?;
+    let cloud = stage.cloud()?;
+    let (_, key) = put_to_sleep(&stage, leaves_marks("first")).await?;
+    let instance = environment(&stage, &key).await?["status"]["instance"].clone();
+    let instance = instance.as_str().context("no instance")?;
+    cloud.cloud.fault(Fault::latency("ec2", "StopInstances", Duration::from_secs(8))).await?;
+    ask(&stage, &key, "Stopped").await?;
+    until_called(&stage, "to keep it", |call| {
+        call.action == "ModifyInstanceAttribute" && call.names("InstanceId", instance)
+    })
+    .await?;
+    let script = held(&["cat ../../marker"]);
+    let wake = stage.gitlab.enqueue(job("wake").environment_key(&key).script(script));
+    stage.until_log(wake, "waits").await?;
+    // Before the job or not at all.
+    let stops = async || -> Result<usize> {
+        let calls = cloud.cloud.calls(0).await?;
+        Ok(calls.iter().filter(|call| call.action == "StopInstances").count())
+    };
+    let before = stops().await?;
+    until_looked_at(&stage, 10).await?;
+    ensure!(stops().await? == before, "its instance was stopped under the job");
+    go(&stage, instance).await?;
     let over = stage.until_over(wake).await?;
     ensure!(over.state == JobState::Success && over.log_contains("kept"), "{}", told(&over));
     traces::end(stage).await

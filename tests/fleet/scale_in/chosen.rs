@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::testbed::cloud::{Act, Fault};
-use crate::testbed::stage::{CloudSetting, Setting, host};
+use crate::testbed::stage::{CloudSetting, Setting, condition, host};
 
 #[tokio::test]
 async fn a_desired_capacity_lowered_by_a_stranger_takes_no_job_and_is_raised_again() -> Result<()> {
@@ -70,6 +70,38 @@ async fn a_terminate_hook_is_held_by_heartbeats_until_the_job_is_over() -> Resul
     ensure!(completion(cloud, &instance).await?.1 == "CONTINUE");
     cloud.machines.gone(&instance).await?;
     ensure!(calls_of(cloud, "hook-expired", &instance).await?.is_empty());
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_hook_is_held_for_its_job_although_the_group_is_set_wrongly_meanwhile() -> Result<()> {
+    let setting =
+        CloudSetting { group: |group| group.hooks[0].timeout_seconds = 30, ..CloudSetting::default() };
+    let stage = Stage::start("wrongly", Setting::cloud(quick(json!({}))).in_cloud(setting)).await?;
+    let cloud = stage.cloud()?;
+    let (id, instance) = busy(&stage, "busy").await?;
+    end_member(cloud, &instance).await?;
+    until_lifecycle(cloud, &instance, "Terminating:Wait").await?;
+    let scaling = cloud.cloud.scaling();
+    let policy = scaling.put_scaling_policy().auto_scaling_group_name(GROUP).policy_name("cpu");
+    let policy = policy.policy_type("SimpleScaling").adjustment_type("ChangeInCapacity");
+    policy.scaling_adjustment(1).send().await?;
+    stage
+        .until_object("runnerpool", POOL, "its group is set wrongly", |pool| {
+            condition(pool, "GroupSuitable") == ("False".to_owned(), "ScalingPolicies".to_owned())
+        })
+        .await?;
+    let since = cloud.cloud.calls_so_far().await?;
+    let beats = calls_of(cloud, "RecordLifecycleActionHeartbeat", &instance).await?.len();
+    until_calls(cloud, "RecordLifecycleActionHeartbeat", &instance, beats + 2).await?;
+    ends_well(&stage, id, &instance).await?;
+    ensure!(completion(cloud, &instance).await?.1 == "CONTINUE");
+    cloud.machines.gone(&instance).await?;
+    let calls = cloud.cloud.calls(since).await?;
+    ensure!(calls.iter().all(|call| call.action != "SetDesiredCapacity"), "{calls:#?}");
+    ensure!(calls_of(cloud, "hook-expired", &instance).await?.is_empty());
+    scaling.delete_policy().auto_scaling_group_name(GROUP).policy_name("cpu").send().await?;
+    runs_elsewhere(&stage, "other", &instance).await?;
     traces::end(stage).await
 }
 
