@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{Plan, Report, Spent, Step, is_in_service, lifecycle, spent};
+use super::{Plan, Report, Spent, Step, given_up, is_in_service, lifecycle, spent};
 use crate::api::runner_pool::GrowWith;
 use crate::fleet::scale::{self, Bounds, Demand, Stage, Unit, Waiting, Wake};
-use crate::fleet::view::View;
+use crate::fleet::view::{Use, View};
 use crate::provider::{Change, Instance, InstanceState, Lifecycle, tags};
 
 /// Makes the group larger or smaller.
@@ -221,7 +221,11 @@ fn unit(view: &View<'_>, plan: &mut Plan, instance: &Instance) -> Option<Unit> {
         .map_or(0, |closed| closed.iter().filter(|slot| !stand.slots.contains_key(slot)).count());
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let jobs = stand.slots.values().filter(|slot| slot.has_job).count();
-    let held = stand.slots.values().filter(|slot| !slot.has_job).count();
+    // What is in doubt waits for the word of its host. From one that is given up none will come: it ends with it.
+    let is_given_up = given_up(view, instance, &stand).is_some();
+    let is_held =
+        |slot: &&Use| !slot.has_job && !(is_given_up && slot.is_in_doubt && slot.environments.is_empty());
+    let held = stand.slots.values().filter(is_held).count();
     let stage =
         if stage == Stage::Ready && closed > 0 && stand.is_free() && closed >= view.pool.capacity as usize {
             // Its volumes are on their way.

@@ -311,6 +311,24 @@ fn worlds() -> impl Strategy<Value = World> {
     )
 }
 
+/// A member that runs, with nothing to be done about it.
+fn serving(id: &str) -> Instance {
+    let own = [(tags::CLUSTER, "c"), (tags::POOL, "p"), (tags::POOL_NAME, "pool"), (tags::NAMESPACE, "ci")];
+    Instance {
+        state: InstanceState::Running,
+        zone: "b".into(),
+        launched_at: Timestamp::from_second(NOW - 10_000).ok(),
+        member: Some(Member {
+            group: "g".into(),
+            lifecycle: Lifecycle::InService,
+            is_protected: true,
+            is_healthy: true,
+        }),
+        tags: own.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        ..Instance::for_test(id)
+    }
+}
+
 fn steps(plan: &Plan) -> impl Iterator<Item = &Step> {
     plan.sequences.iter().flat_map(|sequence| &sequence.steps)
 }
@@ -462,6 +480,39 @@ proptest! {
                 prop_assert_eq!(spent(&view, instance, &stand) == Some(Spent::Age), age >= most);
             }
         }
+    }
+
+    #[test]
+    fn one_that_is_given_up_goes_unless_a_job_or_an_environment_has_a_slot_there(
+        world in worlds(), slots in uses(0), has_answered in any::<bool>(), minutes in 0..8_i64,
+    ) {
+        let mut world = World { waiting: 0, max_age: None, is_deleting: false, ..world };
+        world.policy = Active { idle_time: Duration::from_secs(1_000_000), ..Active::default() };
+        world.facts.group = Some(Group { name: "g".into(), max: 8, desired: 1, ..Group::default() });
+        world.facts.instances = BTreeMap::from([("i-0".to_owned(), serving("i-0"))]);
+        let mut slots = slots;
+        for slot in slots.values_mut().filter(|slot| !slot.has_job && slot.environments.is_empty()) {
+            slot.is_in_doubt = true;
+        }
+        let stand = Stand { host: HostStand::Connecting { why: None }, slots, is_announced_to_go: false };
+        world.stands = BTreeMap::from([("i-0".to_owned(), stand)]);
+        world.memory = Memory::default();
+        let since = BTreeMap::from([("i-0".to_owned(), Timestamp::from_second(NOW - 60 * minutes).unwrap())]);
+        let most = match has_answered {
+            true => {
+                world.memory.were_ready.insert("i-0".to_owned());
+                world.memory.failing_since = since;
+                i64::from(world.view().pool.failure_threshold)
+            }
+            false => {
+                world.memory.up_since = since;
+                world.view().pool.ready_timeout.as_mins()
+            }
+        };
+        let plan = plan(&world.view());
+        let goes = changes(&plan).any(|change| matches!(change, Change::TerminateMember { .. }));
+        prop_assert_eq!(goes, minutes >= most && world.stand("i-0").is_free());
+        prop_assert_eq!(plan.report.contains(&Report::NotReachable { instance: "i-0".into() }), has_answered && minutes >= most);
     }
 
     #[test]
