@@ -51,9 +51,11 @@ pub fn resize(view: &View<'_>, plan: &mut Plan) {
         plan.add(view, &group.name, grow(view, &scale));
         plan.is_expecting = true;
     }
-    let coming = units.iter().filter(|unit| unit.stage == Stage::Launching).count();
-    let coming = u32::try_from(coming + scale.grow.len()).unwrap_or(u32::MAX);
-    let room = bounds.max_instances.min(group.max).saturating_sub(running(view)).saturating_sub(coming);
+    let launching = units.iter().filter(|unit| unit.stage == Stage::Launching).count();
+    let asked_for = u32::try_from(scale.grow.len()).unwrap_or(u32::MAX);
+    let coming = u32::try_from(launching).unwrap_or(u32::MAX).saturating_add(asked_for);
+    // Those that launch are among those that run already.
+    let room = bounds.max_instances.min(group.max).saturating_sub(running(view)).saturating_sub(asked_for);
     let may_ask = if view.policy.preemptive { 0 } else { room };
     plan.growth = if view.pool.is_deleting {
         0

@@ -516,6 +516,33 @@ proptest! {
     }
 
     #[test]
+    fn jobs_are_asked_for_up_to_the_limit_while_instances_launch(
+        world in worlds(), ready in 0..4_usize, launching in 0..4_usize, max in 0..9_u32,
+    ) {
+        let mut world = World { volume: None, max_age: None, max_uses: 0, is_deleting: false, ..world };
+        world.max_instances = max;
+        world.policy.preemptive = false;
+        world.memory = Memory::default();
+        world.facts.instances.clear();
+        world.stands.clear();
+        for number in 0..ready + launching {
+            let mut instance = serving(&format!("i-{number}"));
+            if number < ready {
+                let host = HostStand::Ready { mounts: BTreeMap::new(), jobs_started: 0 };
+                world.stands.insert(instance.id.clone(), Stand { host, ..Stand::default() });
+            } else if let Some(member) = &mut instance.member {
+                member.lifecycle = Lifecycle::Launching;
+            }
+            world.facts.instances.insert(instance.id.clone(), instance);
+        }
+        let there = u32::try_from(ready + launching).unwrap();
+        world.facts.group = Some(Group { name: "g".into(), max: 8, desired: there, ..Group::default() });
+        let ready = u32::try_from(ready).unwrap();
+        let plan = plan(&world.view());
+        prop_assert_eq!(plan.growth + ready * SLOTS, max.min(8).max(there) * SLOTS);
+    }
+
+    #[test]
     fn the_same_world_gives_the_same_plan(world in worlds()) {
         prop_assert_eq!(plan(&world.view()), plan(&world.view()));
     }
