@@ -33,6 +33,8 @@ pub struct Plan {
     pub growth: u32,
     /// How the group's size was decided.
     pub scale: Scale,
+    /// Zones that were found to get no instance, to be remembered.
+    pub dry_zones: BTreeSet<String>,
     /// Why something waits, one sentence each, for people.
     pub report: Vec<Report>,
     /// Whether the cloud is about to show something else.

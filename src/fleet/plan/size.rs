@@ -1,12 +1,12 @@
 //! How many instances there are. Pure; the arithmetic is `scale`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Plan, Report, Spent, Step, given_up, is_in_service, lifecycle, spent};
 use crate::api::runner_pool::GrowWith;
 use crate::fleet::scale::{self, Bounds, Demand, Stage, Unit, Waiting, Wake};
 use crate::fleet::view::{Use, View};
-use crate::provider::{Change, Instance, InstanceState, Lifecycle, tags};
+use crate::provider::{Change, Instance, InstanceState, Lifecycle, SnapshotState, tags};
 
 /// Makes the group larger or smaller.
 pub fn resize(view: &View<'_>, plan: &mut Plan) {
@@ -25,6 +25,7 @@ pub fn resize(view: &View<'_>, plan: &mut Plan) {
     };
     let wakes = wakes(view, plan).into_iter();
     let (dry, wakes): (Vec<Wake>, Vec<Wake>) = wakes.partition(|wake| is_dry(view, &units, wake));
+    plan.dry_zones = found_dry(view, &dry);
     let demand = Demand { waiting: if view.pool.is_deleting { 0 } else { view.waiting }, wakes };
     let mut scale = scale::scale(&units, &demand, &view.policy, &bounds, view.now);
     for Wake { environment, zone, .. } in dry {
@@ -98,7 +99,23 @@ fn is_dry(view: &View<'_>, units: &[Unit], wake: &Wake) -> bool {
         |unit: &&Unit| !unit.is_spent && unit.jobs == 0 && unit.held == 0 && unit.stage != Stage::Leaving;
     let (here, elsewhere): (Vec<&Unit>, Vec<&Unit>) =
         units.iter().filter(is_free).partition(|unit| unit.zone == *zone);
-    here.is_empty() && elsewhere.len() >= ENOUGH_ELSEWHERE
+    here.is_empty() && (is_dry_of_late(view, zone) || elsewhere.len() >= ENOUGH_ELSEWHERE)
+}
+
+/// Zones of these environments that are to be remembered as dry. Nothing wants the members elsewhere that have shown it any
+/// more, and they go: without a memory others would be launched to show it again, for as long as a snapshot takes.
+fn found_dry(view: &View<'_>, dry: &[Wake]) -> BTreeSet<String> {
+    if view.pool.grow_with == GrowWith::LaunchInstances {
+        // The cloud's own word, which costs nothing to ask for again.
+        return BTreeSet::new();
+    }
+    let zones = dry.iter().filter_map(|wake| Some((wake.environment.as_str(), wake.zone.as_ref()?)));
+    let zones: BTreeMap<&str, &String> = zones.collect();
+    let leaving = view.facts.snapshots.values().filter(|known| known.state != SnapshotState::Failed);
+    let leaving = leaving.filter_map(|known| known.tags.get(tags::ENVIRONMENT));
+    let stay_dry = leaving.filter_map(|environment| zones.get(environment.as_str()));
+    let are_news = zones.values().filter(|zone| !is_dry_of_late(view, zone));
+    stay_dry.chain(are_news).map(|zone| (*zone).clone()).collect()
 }
 
 /// Instances that count against the pool's limit: members that are no warm ones, and others that run.

@@ -11,8 +11,9 @@ use super::*;
 use crate::api::runner_pool::{GrowWith, StopMode, WorkspaceVolume};
 use crate::fleet::facts::{Facts, device_of};
 use crate::fleet::policy::Active;
+use crate::fleet::scale::Wake;
 use crate::fleet::view::{Memory, Pool, Sleeping, Use};
-use crate::provider::{Attachment, Group, Hook, Member, Volume, VolumeState, tags};
+use crate::provider::{Attachment, Group, Hook, Member, Snapshot, SnapshotState, Volume, VolumeState, tags};
 
 const SLOTS: u32 = 2;
 const NOW: i64 = 100_000;
@@ -31,6 +32,8 @@ struct World {
     owned_volumes: BTreeSet<String>,
     policy: Active,
     waiting: u32,
+    wakes: Vec<Wake>,
+    now: Timestamp,
     max_instances: u32,
     may_launch: u32,
     max_uses: u32,
@@ -78,10 +81,10 @@ impl World {
             kept_tags: BTreeMap::new(),
             policy: self.policy.clone(),
             waiting: self.waiting,
-            wakes: Vec::new(),
+            wakes: self.wakes.clone(),
             may_launch: self.may_launch,
             memory: &self.memory,
-            now: now(),
+            now: self.now,
         }
     }
 
@@ -299,6 +302,8 @@ fn worlds() -> impl Strategy<Value = World> {
                 owned_volumes,
                 policy,
                 waiting,
+                wakes: Vec::new(),
+                now: now(),
                 max_instances,
                 may_launch,
                 max_uses,
@@ -545,5 +550,145 @@ proptest! {
     #[test]
     fn the_same_world_gives_the_same_plan(world in worlds()) {
         prop_assert_eq!(plan(&world.view()), plan(&world.view()));
+    }
+}
+
+mod dry {
+    //! A zone that gets no instance, through the time that a snapshot takes: the fleet comes to rest.
+
+    use super::*;
+
+    /// Seconds of a look.
+    const STEP: i64 = 10;
+
+    /// A pool whose group launches in zone b alone, and environments that come back from volumes in zone a.
+    fn closed(environments: u32, idle_seconds: u64) -> World {
+        let mut facts = Facts::default();
+        facts.group =
+            Some(Group { name: "g".into(), max: 8, zones: vec!["a".into(), "b".into()], ..Group::default() });
+        let wake = |number| Wake {
+            zone: Some("a".into()),
+            slot: number % SLOTS,
+            environment: format!("e{number}"),
+            has_place: false,
+        };
+        World {
+            facts,
+            memory: Memory::default(),
+            stands: BTreeMap::new(),
+            volume: None,
+            owned_volumes: BTreeSet::new(),
+            policy: Active { idle_time: Duration::from_secs(idle_seconds), ..Active::default() },
+            waiting: 0,
+            wakes: (0..environments).map(wake).collect(),
+            now: now(),
+            max_instances: 8,
+            may_launch: 8,
+            max_uses: 0,
+            max_age: None,
+            grow_with: GrowWith::SetDesiredCapacity,
+            stop_mode: StopMode::Stop,
+            is_deleting: false,
+        }
+    }
+
+    impl World {
+        /// Carries a plan out, and lets a look's time pass; answers how many were launched, and how many went.
+        fn pass(&mut self, plan: &Plan) -> (usize, usize) {
+            let (mut launched, mut gone) = (0, 0);
+            for change in changes(plan) {
+                let group = self.facts.group.as_mut().unwrap();
+                match change {
+                    Change::SetDesired { to, .. } => {
+                        while group.desired < *to {
+                            group.desired += 1;
+                            launched += 1;
+                            let id = format!("i-{}-{launched}", self.now.as_second());
+                            let came = Instance { launched_at: Some(self.now), ..serving(&id) };
+                            self.facts.instances.insert(id.clone(), came);
+                            let host = HostStand::Ready { mounts: BTreeMap::new(), jobs_started: 0 };
+                            self.stands.insert(id, Stand { host, ..Stand::default() });
+                        }
+                    }
+                    Change::TerminateMember { instance } => {
+                        group.desired -= 1;
+                        gone += 1;
+                        self.facts.instances.remove(instance);
+                        self.stands.remove(instance);
+                    }
+                    _ => {}
+                }
+            }
+            for zone in &plan.dry_zones {
+                self.memory.dry_zones.insert(zone.clone(), self.now);
+            }
+            self.now = Timestamp::from_second(self.now.as_second() + STEP).unwrap();
+            self.facts.at = self.now;
+            (launched, gone)
+        }
+
+        fn is_given_up(&self, plan: &Plan, environment: &str) -> bool {
+            let is_it = |wait: &Waiting| matches!(wait, Waiting::ZoneGetsNone { environment: known, .. } if known == environment);
+            plan.scale.waits.iter().any(is_it)
+        }
+    }
+
+    fn snapshot(environment: &str, state: SnapshotState) -> Snapshot {
+        Snapshot {
+            id: format!("snap-{environment}"),
+            state,
+            volume: "vol-1".into(),
+            size_gib: 8,
+            started_at: None,
+            tags: [(tags::ENVIRONMENT.to_owned(), environment.to_owned())].into(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_zone_that_gets_none_is_not_tried_again_while_a_snapshot_leaves_it(
+            environments in 1..4_u32, idle_seconds in 0..400_u64, steps in 1..400_usize,
+        ) {
+            let mut world = closed(environments, idle_seconds);
+            let (mut launched, mut gone) = (0, 0);
+            let mut is_known = false;
+            for _ in 0..steps {
+                let plan = plan(&world.view());
+                for wake in world.wakes.clone() {
+                    let is_given_up = world.is_given_up(&plan, &wake.environment);
+                    prop_assert!(is_given_up || !is_known, "{} was given another try", wake.environment);
+                    is_known |= is_given_up;
+                    if is_given_up {
+                        let taken = snapshot(&wake.environment, SnapshotState::Pending);
+                        world.facts.snapshots.insert(taken.id.clone(), taken);
+                    }
+                }
+                let (came, went) = world.pass(&plan);
+                (launched, gone) = (launched + came, gone + went);
+            }
+            // As many as show it, once.
+            prop_assert!(launched <= environments.max(2) as usize, "{launched} were launched");
+            prop_assert!(gone <= launched);
+            let is_over = steps as i64 * STEP > idle_seconds as i64 + 100;
+            prop_assert!(!is_over || (launched, world.facts.instances.len()) == (gone, 0), "{launched} came, {gone} went");
+        }
+    }
+
+    #[test]
+    fn a_zone_is_tried_again_when_no_snapshot_is_under_way_and_left_when_its_snapshot_is_whole() {
+        let mut world = closed(1, 0);
+        world.memory.dry_zones.insert("a".into(), now());
+        for (state, is_tried) in
+            [(None, true), (Some(SnapshotState::Failed), true), (Some(SnapshotState::Completed), false)]
+        {
+            let mut world = world.clone();
+            world.facts.snapshots.extend(state.map(|state| ("snap-e0".into(), snapshot("e0", state))));
+            let mut tries = 0;
+            for _ in 0..60 {
+                let plan = plan(&world.view());
+                tries += world.pass(&plan).0;
+            }
+            assert_eq!(tries > 0, is_tried, "{state:?}: {tries}");
+        }
     }
 }
