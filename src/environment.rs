@@ -78,6 +78,8 @@ pub fn look(held: &Held) {
         let plan = plan::plan(&observed);
         let moving = plan_move(held, &observed, &plan);
         let urgency = match plan.action {
+            // Its adoption writes the rest. With a status of another it would be one that was never put to sleep.
+            None if environment.is_half_adopted() => None,
             None if moving.as_ref().is_some_and(|(_, plan)| plan.step.is_some()) => Some(Urgency::Needed),
             Some(Action::Expire) => Some(Urgency::Due),
             Some(_) => Some(Urgency::Needed),
@@ -281,6 +283,7 @@ async fn step(held: &Held, environment: &SuspendedEnvironment) -> Result<(), Ste
     let plan = plan::plan(&observed);
     match (plan.action, plan_move(held, &observed, &plan)) {
         (Some(action), _) => act(held, &environment, action).await,
+        (None, _) if environment.is_half_adopted() => Ok(()),
         (None, Some((look, tier::Plan { step: Some(step), .. }))) => {
             match moves::act(held, &environment, &look, step).await {
                 // It waits for an instance that the fleet has asked for.
