@@ -11,6 +11,7 @@ use kube::ResourceExt;
 use crate::api::SuspendedEnvironment;
 use crate::api::condition;
 use crate::api::suspended_environment::{Phase, SuspendedEnvironmentStatus};
+use crate::api::usage::UsageStatus;
 use crate::clock;
 use crate::deed::Point;
 use crate::fleet::facts::Fate;
@@ -260,6 +261,12 @@ fn cost_of(held: &Held, environment: &SuspendedEnvironment) -> Option<String> {
     Some(cost::dollars(hour))
 }
 
+/// What an environment in a cloud has used up to now.
+fn usage_of(held: &Held, environment: &SuspendedEnvironment) -> Option<UsageStatus> {
+    let (facts, settings) = (held.fleet.facts()?, held.settings()?);
+    tally::environment_usage(environment, &facts, &settings.spec, &held.shared.prices, clock::now())
+}
+
 /// Puts findings into a status.
 pub fn describe(
     status: &mut SuspendedEnvironmentStatus,
@@ -442,7 +449,8 @@ async fn write(
     status: SuspendedEnvironmentStatus,
 ) -> Result<(), StepError> {
     let mut next = environment.clone();
-    next.status = Some(status);
+    let usage = usage_of(held, environment).or_else(|| status.usage.clone());
+    next.status = Some(SuspendedEnvironmentStatus { usage, ..status });
     match held.shared.environments.replace_status(held.deed(point).await, &next).await {
         Ok(_) => Ok(()),
         Err(error) if is_conflict(&error) => Ok(()),
