@@ -14,6 +14,7 @@ pub mod reference;
 pub mod registration;
 pub mod runner_pool;
 pub mod suspended_environment;
+pub mod usage;
 
 pub use job_lease::JobLease;
 pub use key::EnvironmentKey;

@@ -11,6 +11,7 @@ use kube::ResourceExt;
 use crate::api::SuspendedEnvironment;
 use crate::api::condition;
 use crate::api::suspended_environment::{Phase, SuspendedEnvironmentStatus};
+use crate::api::usage::UsageStatus;
 use crate::clock;
 use crate::deed::Point;
 use crate::fleet::facts::Fate;
@@ -82,6 +83,8 @@ pub fn look(held: &Held) {
         let plan = plan::plan(&observed);
         let moving = plan_move(held, &observed, &plan);
         let urgency = match plan.action {
+            // Its adoption writes the rest. With a status of another it would be one that was never put to sleep.
+            None if environment.is_half_adopted() => None,
             None if moving.as_ref().is_some_and(|(_, plan)| plan.step.is_some()) => Some(Urgency::Needed),
             Some(Action::Expire) => Some(Urgency::Due),
             Some(_) => Some(Urgency::Needed),
@@ -269,6 +272,12 @@ fn cost_of(held: &Held, environment: &SuspendedEnvironment) -> Option<String> {
     Some(cost::dollars(hour))
 }
 
+/// What an environment in a cloud has used up to now.
+fn usage_of(held: &Held, environment: &SuspendedEnvironment) -> Option<UsageStatus> {
+    let (facts, settings) = (held.fleet.facts()?, held.settings()?);
+    tally::environment_usage(environment, &facts, &settings.spec, &held.shared.prices, clock::now())
+}
+
 /// Puts findings into a status.
 pub fn describe(
     status: &mut SuspendedEnvironmentStatus,
@@ -292,6 +301,7 @@ async fn step(held: &Held, environment: &SuspendedEnvironment) -> Result<(), Ste
     let plan = plan::plan(&observed);
     match (plan.action, plan_move(held, &observed, &plan)) {
         (Some(action), _) => act(held, &environment, action).await,
+        (None, _) if environment.is_half_adopted() => Ok(()),
         (None, Some((look, tier::Plan { step: Some(step), .. }))) => {
             moves::act(held, &environment, &look, step).await
         }
@@ -445,7 +455,8 @@ async fn write(
     status: SuspendedEnvironmentStatus,
 ) -> Result<(), StepError> {
     let mut next = environment.clone();
-    next.status = Some(status);
+    let usage = usage_of(held, environment).or_else(|| status.usage.clone());
+    next.status = Some(SuspendedEnvironmentStatus { usage, ..status });
     match held.shared.environments.replace_status(held.deed(point).await, &next).await {
         Ok(_) => Ok(()),
         Err(error) if is_conflict(&error) => Ok(()),

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::api::runner_pool::{DeletionPolicy, EnvironmentCounts};
+use crate::api::runner_pool::{DeletionPolicy, EnvironmentCounts, RunnerPoolStatus};
 use crate::api::suspended_environment::Tier;
 use crate::api::{JobLease, RunnerPool, SuspendedEnvironment, labels};
 use crate::app::Shared;
@@ -442,7 +442,9 @@ async fn write_status(held: &Held) -> Result<Option<Duration>, kube::Error> {
         return Ok(None);
     }
     let mut next = pool.as_ref().clone();
-    next.status = Some(status);
+    let old = pool.status.clone().unwrap_or_default();
+    let usage = fleet::tally::pool_usage(&old, &status, clock::now());
+    next.status = Some(RunnerPoolStatus { usage, ..status });
     match held.shared.pools.replace_status(held.deed(Point::PoolStatusWritten).await, &next).await {
         Ok(_) => Ok(None),
         // Somebody changed the pool meanwhile; the next look writes on top of that.

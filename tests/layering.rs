@@ -17,6 +17,7 @@ const PURE: &[&str] = &[
     "api/registration.rs",
     "api/runner_pool.rs",
     "api/suspended_environment.rs",
+    "api/usage.rs",
     "bucket/answer.rs",
     "bucket/sign.rs",
     "environment/check.rs",

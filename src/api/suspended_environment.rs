@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::labels;
 use super::runner_pool::{ColdTier, conditions_schema};
+use super::usage::UsageStatus;
 
 /// A job environment kept for a later job that carries its key.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +47,8 @@ use super::runner_pool::{ColdTier, conditions_schema};
         priority = 1
     ),
     printcolumn(name = "Cost/h", type_ = "string", json_path = ".status.costPerHour", priority = 1),
+    printcolumn(name = "Cost", type_ = "string", json_path = ".status.usage.dollars", priority = 1),
+    printcolumn(name = "Saved", type_ = "string", json_path = ".status.usage.savedDollars", priority = 1),
     printcolumn(name = "Resumes", type_ = "integer", json_path = ".status.revision", priority = 1),
     printcolumn(name = "Key", type_ = "string", json_path = ".status.environmentKey", priority = 1),
     selectable = ".spec.pool",
@@ -183,6 +186,9 @@ pub struct SuspendedEnvironmentStatus {
     /// What it costs, in US dollars an hour, by the pool's prices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_per_hour: Option<String>,
+    /// What it has used since it was put to sleep first, at its tiers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<UsageStatus>,
     /// The key that a job names to resume it. An identifier, not a credential.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment_key: Option<String>,

@@ -18,11 +18,11 @@ use crate::api::{SuspendedEnvironment, labels};
 use crate::clock;
 use crate::deed::Point;
 use crate::fleet::carry;
-use crate::fleet::facts::Facts;
+use crate::fleet::facts::{Facts, slot_at};
 use crate::fleet::orphans::{Kind, Known, Orphan, Step};
 use crate::pool::Held;
 use crate::provider::tags::{self, AdoptedEnvironment};
-use crate::provider::{Change, Cloud};
+use crate::provider::{Change, Cloud, Volume};
 
 /// What the pool's objects own.
 pub fn known(held: &Held, is_synced: bool) -> Known {
@@ -134,9 +134,19 @@ async fn adopt(held: &Held, orphan: &Orphan) -> Result<bool, StepError> {
             status.slot = Some(adopted.slot);
         }
         Kind::Volume => {
-            status.tier = Some(Tier::Detached);
-            status.processes = Some(0);
-            status.volume = facts.volumes.get(&orphan.id).map(|volume| VolumeStatus {
+            let volume = facts.volumes.get(&orphan.id);
+            match volume.and_then(|volume| sleeps_on(&facts, volume)) {
+                Some((instance, slot)) => {
+                    status.tier = Some(Tier::Stopped);
+                    status.instance = Some(instance);
+                    status.slot = Some(slot);
+                }
+                None => {
+                    status.tier = Some(Tier::Detached);
+                    status.processes = Some(0);
+                }
+            }
+            status.volume = volume.map(|volume| VolumeStatus {
                 id: volume.id.clone(),
                 zone: volume.zone.clone(),
                 size_gib: volume.size_gib,
@@ -157,6 +167,13 @@ async fn adopt(held: &Held, orphan: &Orphan) -> Result<bool, StepError> {
     let note = format!("its object was gone; it was made again from the tags of {}", orphan.id);
     held.shared.events.warning(written.as_ref(), "Adopted", "Sweep", note).await;
     Ok(true)
+}
+
+/// The instance and slot that an environment sleeps in whose volume is attached.
+fn sleeps_on(facts: &Facts, volume: &Volume) -> Option<(String, u32)> {
+    let attachment = volume.attachment.as_ref()?;
+    let instance = facts.instances.get(&attachment.instance).filter(|instance| !instance.state.is_gone())?;
+    Some((instance.id.clone(), slot_at(&attachment.device)?))
 }
 
 fn tags_of<'a>(facts: &'a Facts, orphan: &Orphan) -> Option<&'a BTreeMap<String, String>> {

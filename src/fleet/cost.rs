@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
 use super::prices::{HOURS_PER_MONTH, Prices};
 use crate::api::suspended_environment::Tier;
+use crate::api::usage::UsageStatus;
 
 /// An instance as far as it costs something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +101,26 @@ pub fn saved_hour(prices: &Prices, sleeper: &Sleeper<'_>) -> f64 {
     (sleeper_hour(prices, &hot) - sleeper_hour(prices, sleeper)).max(0.0)
 }
 
+/// What a sleeping environment uses and costs at its tier.
+pub fn sleeper_rates(prices: &Prices, sleeper: &Sleeper<'_>) -> Rates {
+    let share = 1.0 / f64::from(sleeper.machine.slots.max(1));
+    let root = f64::from(prices.root_gib()) * share;
+    let size = sleeper.volume.map_or(0.0, |disk| f64::from(disk.size_gib));
+    let (instances, volume_gib, snapshot_gib) = match sleeper.tier {
+        Tier::Hot => (share, root + size, 0.0),
+        Tier::Stopped => (0.0, root + size, 0.0),
+        Tier::Detached => (0.0, size, 0.0),
+        Tier::Snapshotted => (0.0, 0.0, size),
+    };
+    Rates {
+        instances,
+        volume_gib,
+        snapshot_gib,
+        dollars_per_hour: sleeper_hour(prices, sleeper),
+        saved_per_hour: saved_hour(prices, sleeper),
+    }
+}
+
 /// What a pool uses and costs: its instances, its volumes, attached or not, the sizes of its snapshots, and what its
 /// sleeping environments save.
 pub fn rates(
@@ -129,6 +153,36 @@ pub fn accrue(previous: &Accrued, rates: &Rates, held: Duration) -> Accrued {
         dollars: previous.dollars + rates.dollars_per_hour * hours,
         saved: previous.saved + rates.saved_per_hour * hours,
     }
+}
+
+/// What has been used up to now, at the rates that have held since the last reckoning, or since the beginning.
+pub fn reckon(before: Option<&UsageStatus>, since: Timestamp, rates: &Rates, now: Timestamp) -> UsageStatus {
+    let read = |amount: &String| amount.parse().unwrap_or(0.0);
+    let accrued = before.map_or_else(Accrued::default, |before| Accrued {
+        instance_hours: read(&before.instance_hours),
+        volume_gib_months: read(&before.volume_gib_months),
+        snapshot_gib_months: read(&before.snapshot_gib_months),
+        dollars: read(&before.dollars),
+        saved: read(&before.saved_dollars),
+    });
+    let since = before.map_or(since, |before| before.until.0);
+    // A clock that went back takes nothing away.
+    let held = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    let accrued = accrue(&accrued, rates, held);
+    UsageStatus {
+        until: Time(now.max(since)),
+        instance_hours: amount(accrued.instance_hours),
+        volume_gib_months: amount(accrued.volume_gib_months),
+        snapshot_gib_months: amount(accrued.snapshot_gib_months),
+        dollars: amount(accrued.dollars),
+        saved_dollars: amount(accrued.saved),
+    }
+}
+
+/// An amount that is added to again and again: six decimals, so that a minute of a snapshot is not rounded away.
+fn amount(amount: f64) -> String {
+    let amount = if amount.is_finite() { amount.max(0.0) + 0.0 } else { 0.0 };
+    format!("{amount:.6}")
 }
 
 /// Dollars as status shows them: four decimals, for a snapshot costs a tenth of a cent an hour.
@@ -179,6 +233,20 @@ mod tests {
     }
 
     #[test]
+    fn an_environment_uses_its_share_of_what_its_tier_keeps() {
+        let prices = Prices::built_in().unwrap();
+        let uses = |tier| {
+            let rates = sleeper_rates(&prices, &sleeper(tier, 2));
+            (rates.instances, rates.volume_gib, rates.snapshot_gib)
+        };
+        let root = f64::from(prices.root_gib()) / 2.0;
+        assert_eq!(uses(Tier::Hot), (0.5, root + 20.0, 0.0));
+        assert_eq!(uses(Tier::Stopped), (0.0, root + 20.0, 0.0));
+        assert_eq!(uses(Tier::Detached), (0.0, 20.0, 0.0));
+        assert_eq!(uses(Tier::Snapshotted), (0.0, 0.0, 20.0));
+    }
+
+    #[test]
     fn hours_and_months_come_together() {
         let rates = Rates {
             instances: 2.0,
@@ -212,6 +280,27 @@ mod tests {
             };
             let hours = [Tier::Hot, Tier::Stopped, Tier::Detached, Tier::Snapshotted].map(hour);
             prop_assert!(hours.is_sorted_by(|a, b| a >= b), "{:?}", hours);
+        }
+
+        #[test]
+        fn what_is_reckoned_up_at_any_times_is_what_was_used(pauses in proptest::collection::vec(60i64..100_000, 1..30)) {
+            let prices = Prices::built_in().unwrap();
+            let rates = sleeper_rates(&prices, &sleeper(Tier::Stopped, 2));
+            let at = |second| Timestamp::from_second(second).unwrap();
+            let (mut now, mut usage) = (1_000, None);
+            for pause in &pauses {
+                now += pause;
+                usage = Some(reckon(usage.as_ref(), at(1_000), &rates, at(now)));
+                // A clock that went back for a moment.
+                usage = Some(reckon(usage.as_ref(), at(1_000), &rates, at(now - 60)));
+            }
+            let whole = reckon(None, at(1_000), &rates, at(now));
+            let usage = usage.unwrap();
+            prop_assert_eq!(&usage.until, &whole.until);
+            let near = |a: &str, b: &str| (a.parse::<f64>().unwrap() - b.parse::<f64>().unwrap()).abs() < 1e-4;
+            prop_assert!(near(&usage.dollars, &whole.dollars) && near(&usage.saved_dollars, &whole.saved_dollars));
+            prop_assert!(near(&usage.volume_gib_months, &whole.volume_gib_months));
+            prop_assert_eq!(&usage.instance_hours, "0.000000");
         }
 
         #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::provider::{Attachment, Instance, Lifecycle, Observation, VolumeState, tags};
+use crate::provider::{Attachment, Instance, Lifecycle, Observation, Volume, VolumeState, tags};
 
 /// How long something that no object owns is left alone once it has been marked.
 pub const GRACE: Duration = Duration::from_secs(15 * 60);
@@ -91,10 +91,10 @@ pub fn sweep(seen: &Observation, known: &Known, now: Timestamp, grace: Duration)
             // One that an environment has taken elsewhere is not of the slot any more that it was made for.
             let is_of_slot = !it.tags.contains_key(tags::ENVIRONMENT)
                 && it.tags.get(tags::SLOT_OF).is_some_and(|instance| sweep.is_there(instance));
-            let is_owned = known.volumes.contains(&it.id)
-                || it.attachment.as_ref().is_some_and(|attachment| sweep.is_used(attachment))
-                || is_of_slot;
-            sweep.decide(&it.id, Kind::Volume, &it.tags, is_owned, it.created_at)
+            let is_used = it.attachment.as_ref().is_some_and(|attachment| sweep.is_used(attachment));
+            let is_owned = known.volumes.contains(&it.id) || is_used && !sweep.sleeps(it) || is_of_slot;
+            let orphan = sweep.decide(&it.id, Kind::Volume, &it.tags, is_owned, it.created_at);
+            orphan.filter(|orphan| !is_used || orphan.step != Step::Delete)
         });
     let snapshots = seen.snapshots.values().filter_map(|it| {
         let is_owned = known.snapshots.contains(&it.id);
@@ -116,9 +116,8 @@ impl Sweep<'_> {
         if instance.state.is_gone() {
             return None;
         }
-        let is_member = instance.member.as_ref().is_some_and(|member| member.lifecycle != Lifecycle::Gone);
         let mut environments = tags::environments_by_slot(&instance.tags).into_values();
-        let is_owned = is_member
+        let is_owned = is_member(instance)
             || self.known.instances.contains(&instance.id)
             || environments.any(|environment| self.known.environments.contains(environment));
         self.decide(&instance.id, Kind::Instance, &instance.tags, is_owned, instance.launched_at)
@@ -136,6 +135,19 @@ impl Sweep<'_> {
         instance.is_none_or(|instance| !instance.state.is_gone())
     }
 
+    /// Whether a volume is an environment's that sleeps on an instance of the pool's. Several on one instance are found by
+    /// their volumes: the instance's own tags have room for one.
+    fn sleeps(&self, volume: &Volume) -> bool {
+        let instance = volume.attachment.as_ref().and_then(|it| self.seen.instances.get(&it.instance));
+        let is_kept = |instance: &Instance| !is_member(instance) && self.is_ours(&instance.tags);
+        volume.tags.contains_key(tags::ENVIRONMENT) && instance.is_some_and(is_kept)
+    }
+
+    fn is_ours(&self, tags: &BTreeMap<String, String>) -> bool {
+        let is = |key: &str, value: &String| tags.get(key) == Some(value);
+        is(tags::CLUSTER, &self.known.cluster) && is(tags::POOL, &self.known.pool)
+    }
+
     fn decide(
         &self,
         id: &str,
@@ -145,7 +157,7 @@ impl Sweep<'_> {
         made_at: Option<Timestamp>,
     ) -> Option<Orphan> {
         let tag = |key: &str| tags.get(key).map(String::as_str);
-        if tag(tags::CLUSTER) != Some(&self.known.cluster) || tag(tags::POOL) != Some(&self.known.pool) {
+        if !self.is_ours(tags) {
             return None;
         }
         let orphan = |step| Some(Orphan { id: id.to_owned(), kind, step });
@@ -183,12 +195,16 @@ impl Sweep<'_> {
     }
 }
 
+fn is_member(instance: &Instance) -> bool {
+    instance.member.as_ref().is_some_and(|member| member.lifecycle != Lifecycle::Gone)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::provider::{InstanceState, Member, Snapshot, SnapshotState, Volume};
+    use crate::provider::{InstanceState, Member, Snapshot, SnapshotState};
 
     const E: &str = "abcdefghijklmnop2345";
 
@@ -348,6 +364,49 @@ mod tests {
         let living = Instance { member: Some(member), ..instance("i-1", ours(&[])) };
         let seen = world(vec![living], vec![volume("vol-1", left)], vec![]);
         assert_eq!(steps(&seen, &known(), 3_000), [("vol-1".into(), Step::Adopt { environment: E.into() })]);
+    }
+
+    #[test]
+    fn environments_that_sleep_on_one_instance_are_adopted_by_their_volumes() {
+        const F: &str = "bcdefghijklmnopq2345";
+        let mark = (tags::ORPHANED_AT, "1970-01-01T00:00:00Z");
+        let expiry = (tags::EXPIRES_AT, "1970-01-01T01:00:00Z");
+        let asleep = |id: &str, on: &str, environment: &str| Volume {
+            attachment: Some(Attachment {
+                instance: on.into(),
+                device: "/dev/sdf".into(),
+                is_attached: true,
+                is_detaching: false,
+            }),
+            ..volume(id, ours(&[mark, expiry, (tags::ENVIRONMENT, environment)]))
+        };
+        let slots = [(tags::slot_key(0), E), (tags::slot_key(1), F)];
+        let slots = slots.each_ref().map(|(key, value)| (key.as_str(), *value));
+        let kept = instance("i-1", ours(&[[mark, expiry].as_slice(), slots.as_slice()].concat()));
+        let member = Member {
+            group: "g".into(),
+            lifecycle: Lifecycle::InService,
+            is_protected: true,
+            is_healthy: true,
+        };
+        let living = Instance { member: Some(member), ..instance("i-2", ours(&[])) };
+        let persons = instance("i-3", BTreeMap::new());
+        let volumes = vec![
+            asleep("vol-1", "i-1", E),
+            asleep("vol-2", "i-1", F),
+            asleep("vol-3", "i-2", E),
+            asleep("vol-4", "i-3", E),
+        ];
+        let seen = world(vec![kept, living, persons], volumes, vec![]);
+        let adopt = |id: &str, environment: &str| {
+            (id.to_owned(), Step::Adopt { environment: environment.to_owned() })
+        };
+        let marks: Vec<_> = ["vol-3", "vol-4"].map(|id| (id.to_owned(), Step::Unmark)).into();
+        let adopted = [vec![adopt("vol-1", E), adopt("vol-2", F)], marks.clone()].concat();
+        assert_eq!(steps(&seen, &known(), 3_000), adopted);
+        // What is attached goes with its instance first.
+        let gone = [vec![("i-1".to_owned(), Step::Delete)], marks].concat();
+        assert_eq!(steps(&seen, &known(), 3_600), gone);
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Plan {
     pub growth: u32,
     /// How the group's size was decided.
     pub scale: Scale,
+    /// Zones that were found to get no instance, to be remembered.
+    pub dry_zones: BTreeSet<String>,
     /// Why something waits, one sentence each, for people.
     pub report: Vec<Report>,
     /// Whether the cloud is about to show something else.
@@ -259,21 +261,23 @@ fn spent(view: &View<'_>, instance: &Instance, stand: &Stand) -> Option<Spent> {
         HostStand::Ready { jobs_started, .. } => {
             (pool.max_uses > 0 && *jobs_started >= u64::from(pool.max_uses)).then_some(Spent::Uses)
         }
-        HostStand::NotKept => None,
-        HostStand::Connecting { why } => {
-            let id = &instance.id;
-            if view.memory.were_ready.contains(id) {
-                let minutes =
-                    view.memory.failing_since.get(id).map(|at| view.now.duration_since(*at).as_mins());
-                let is_lost = minutes.is_some_and(|minutes| minutes >= i64::from(pool.failure_threshold));
-                return is_lost.then_some(Spent::NotReachable);
-            }
-            let why = why.clone().unwrap_or_else(|| "it has not answered".to_owned());
-            let seen_for = view.memory.up_since.get(&instance.id).map(|at| view.now.duration_since(*at));
-            let is_late = seen_for.or(age).is_some_and(|since| since >= pool.ready_timeout);
-            is_late.then_some(Spent::NotReadyInTime(why))
-        }
+        HostStand::NotKept | HostStand::Connecting { .. } => given_up(view, instance, stand),
     }
+}
+
+/// Why an instance whose host does not answer is waited for no longer.
+fn given_up(view: &View<'_>, instance: &Instance, stand: &Stand) -> Option<Spent> {
+    let HostStand::Connecting { why } = &stand.host else { return None };
+    let id = &instance.id;
+    if view.memory.were_ready.contains(id) {
+        let minutes = view.memory.failing_since.get(id).map(|at| view.now.duration_since(*at).as_mins());
+        let is_lost = minutes.is_some_and(|minutes| minutes >= i64::from(view.pool.failure_threshold));
+        return is_lost.then_some(Spent::NotReachable);
+    }
+    let why = why.clone().unwrap_or_else(|| "it has not answered".to_owned());
+    let seen_for = view.memory.up_since.get(id).map(|at| view.now.duration_since(*at));
+    let is_late = seen_for.or(age(view, instance)).is_some_and(|since| since >= view.pool.ready_timeout);
+    is_late.then_some(Spent::NotReadyInTime(why))
 }
 
 impl Report {
@@ -335,7 +339,8 @@ impl Report {
             Self::NotReachable { instance } => (
                 "InstanceUnreachable",
                 format!(
-                    "{instance} has not answered for too long (spec.scaling.failureThreshold) and is replaced"
+                    "{instance} has not answered for too long (spec.scaling.failureThreshold) and is replaced, unless an \
+                     environment sleeps on it"
                 ),
             ),
         }

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::cost::{self, Disk, Machine, Rates, Sleeper};
 use super::facts::Facts;
 use super::prices::Prices;
 use crate::api::SuspendedEnvironment;
-use crate::api::runner_pool::{CostStatus, FleetStatus, RunnerPoolSpec};
+use crate::api::runner_pool::{CostStatus, FleetStatus, RunnerPoolSpec, RunnerPoolStatus};
+use crate::api::usage::UsageStatus;
 use crate::provider::{Instance, InstanceState, Lifecycle};
 
 /// By number.
@@ -61,6 +64,53 @@ pub fn environment_hour(
     cost::sleeper_hour(prices, &sleeper(environment, facts, spec))
 }
 
+/// What one environment has used up to now. Its tier is the one it has had since the last reckoning: whatever moves it
+/// reckons up.
+pub fn environment_usage(
+    environment: &SuspendedEnvironment,
+    facts: &Facts,
+    spec: &RunnerPoolSpec,
+    prices: &Prices,
+    now: Timestamp,
+) -> Option<UsageStatus> {
+    let status = environment.status.as_ref()?;
+    let since = status.suspended_at.as_ref()?.0;
+    let rates = cost::sleeper_rates(prices, &sleeper(environment, facts, spec));
+    Some(cost::reckon(status.usage.as_ref(), since, &rates, now))
+}
+
+/// How long rates that are the same are not reckoned up again: what is rounded away would add up.
+const RECKON_EVERY: SignedDuration = SignedDuration::from_mins(1);
+
+/// What a pool has used up to now, when its status is written anyhow. Each change of what it has and costs writes the status,
+/// so that what stood there has held since the last reckoning, whoever held the pool.
+pub fn pool_usage(old: &RunnerPoolStatus, new: &RunnerPoolStatus, now: Timestamp) -> Option<UsageStatus> {
+    let Some(held) = &old.cost else {
+        // What it had before is not known.
+        return old.usage.clone().or_else(|| {
+            let begin = || cost::reckon(None, now, &Rates::default(), now);
+            new.cost.as_ref().map(|_| begin())
+        });
+    };
+    let is_recent =
+        |usage: &UsageStatus| old.cost == new.cost && now.duration_since(usage.until.0) < RECKON_EVERY;
+    if old.usage.as_ref().is_some_and(is_recent) {
+        return old.usage.clone();
+    }
+    Some(cost::reckon(old.usage.as_ref(), now, &rates_of(held), now))
+}
+
+fn rates_of(cost: &CostStatus) -> Rates {
+    let read = |amount: &String| amount.parse().unwrap_or(0.0);
+    Rates {
+        instances: f64::from(cost.running),
+        volume_gib: cost.volume_gib as f64,
+        snapshot_gib: cost.snapshot_gib as f64,
+        dollars_per_hour: read(&cost.per_hour),
+        saved_per_hour: read(&cost.saved_per_hour),
+    }
+}
+
 /// What the pool costs, and what its tiers save.
 pub fn cost(
     environments: &[Arc<SuspendedEnvironment>],
@@ -82,6 +132,10 @@ pub fn cost(
         per_hour: cost::dollars(rates.dollars_per_hour),
         environments_per_hour: cost::dollars(environments),
         saved_per_hour: cost::dollars(rates.saved_per_hour),
+        running: number(machines.iter().filter(|machine| machine.is_running).count()),
+        // Whole numbers all of them.
+        volume_gib: rates.volume_gib as u64,
+        snapshot_gib: rates.snapshot_gib as u64,
         prices: prices.origin(),
     };
     (status, rates)
@@ -132,4 +186,33 @@ fn sleeper<'a>(
 
 fn volume_type(spec: &RunnerPoolSpec) -> &str {
     spec.workspace_volume.as_ref().map_or("gp3", |volume| &volume.type_)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn a_pool_is_charged_for_what_it_had_since_its_status_was_written() {
+        let having =
+            |running: u32| CostStatus { running, per_hour: format!("{running}"), ..CostStatus::default() };
+        let mut status = RunnerPoolStatus::default();
+        let mut write = |second, cost: Option<CostStatus>| {
+            let next = RunnerPoolStatus { cost, ..status.clone() };
+            let usage = pool_usage(&status, &next, at(second));
+            status = RunnerPoolStatus { usage: usage.clone(), ..next };
+            usage.map(|usage| (usage.until.0.as_second(), usage.instance_hours, usage.dollars))
+        };
+        let used = |until, hours: &str| Some((until, hours.to_owned(), hours.to_owned()));
+        assert_eq!(write(0, None), None, "nothing was seen yet");
+        assert_eq!(write(10, Some(having(1))), used(10, "0.000000"));
+        assert_eq!(write(20, Some(having(1))), used(10, "0.000000"), "nothing has changed");
+        assert_eq!(write(3_610, Some(having(3))), used(3_610, "1.000000"));
+        assert_eq!(write(5_410, Some(having(0))), used(5_410, "2.500000"));
+        assert_eq!(write(9_999, Some(having(2))), used(9_999, "2.500000"));
+    }
 }

@@ -165,7 +165,7 @@ pub struct Memory {
     pub touched: BTreeMap<String, Timestamp>,
     /// The desired capacity of the group as this holder has left it; `None` where that is not known.
     pub desired: Option<u32>,
-    /// Zones that had no capacity of late, and when.
+    /// Zones that had no capacity of late, or where none came, and when.
     pub dry_zones: BTreeMap<String, Timestamp>,
     /// How many volumes and launches this holder has asked for: tokens are made of it.
     pub orders: u64,

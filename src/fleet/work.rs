@@ -324,6 +324,7 @@ fn publish(held: &Held, plan: Plan) {
     let mut state = held.fleet.state();
     let is_news =
         state.plan.as_ref().is_none_or(|known| known.open != plan.open || known.growth != plan.growth);
+    state.memory.dry_zones.extend(plan.dry_zones.iter().map(|zone| (zone.clone(), clock::now())));
     state.plan = Some(Arc::new(plan));
     drop(state);
     if is_news {

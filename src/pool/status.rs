@@ -97,7 +97,10 @@ pub fn status(observed: &Observed<'_>) -> RunnerPoolStatus {
         slots: Some(format!("{}/{}", observed.view.free_count(), observed.view.slots())),
         environments: observed.tiers.clone(),
         fleet: observed.cloud.as_ref().and_then(|cloud| cloud.fleet.clone()),
-        cost: observed.cloud.as_ref().and_then(|cloud| cloud.cost.clone()),
+        // Until the first look it is what it was.
+        cost: observed.cloud.as_ref().and_then(|cloud| cloud.cost.clone().or(old.cost)),
+        // Reckoned up only when something else is written.
+        usage: old.usage,
         runner: match spec.gitlab.registration {
             Some(_) => observed.runner.shown.clone().or(old.runner),
             None => None,

@@ -137,6 +137,8 @@ async fn a_detached_environment_gives_its_instance_back_and_goes_on_elsewhere() 
     let volume = detached["status"]["volume"]["id"].as_str().context("no volume")?.to_owned();
     ensure!(detached["status"]["instance"].is_null() && detached["status"]["processes"] == 0, "{detached:#}");
     ensure!(detached["status"]["storage"] == format!("{volume} 1Gi"), "{detached:#}");
+    let used = &detached["status"]["usage"];
+    ensure!(used["until"].is_string() && used["dollars"].as_str() > Some("0.000000"), "{detached:#}");
     // Nothing needs the instance any more.
     cloud.machines.gone(instance.as_str().context("no instance")?).await?;
     resume_and_see(&stage, &key, "processes 0").await?;

@@ -72,6 +72,31 @@ async fn a_group_is_seen_with_its_settings_and_members() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_member_that_leaves_the_warm_pool_within_a_look_is_seen_as_a_member() -> Result<()> {
+    let lab = Lab::with_group_like("aws-torn", 1, |group| {
+        group.warm = Some(Warm { min: 1, prepared: Some(2), state: WarmPoolState::Stopped, reuse: true });
+    })
+    .await?;
+    let resting = lab.until_members(Lifecycle::Warmed, 1).await.context("the warm pool")?.remove(0);
+    let since = lab.cloud.calls_so_far().await?;
+    lab.cloud.fault(Fault::latency("autoscaling", "DescribeWarmPool", Duration::from_secs(2))).await?;
+    let leaves = async {
+        until("the group was looked at", SOON, async || {
+            let looked = lab.calls(since, "DescribeAutoScalingGroups").await?;
+            Ok((!looked.is_empty()).then_some(()))
+        })
+        .await?;
+        let grow = lab.cloud.scaling().set_desired_capacity().auto_scaling_group_name(GROUP);
+        grow.desired_capacity(2).send().await?;
+        Ok(())
+    };
+    let (seen, ()) = tokio::try_join!(lab.look(), leaves)?;
+    let member = seen.instances[&resting].member.as_ref().context("it is shown as nobody's")?;
+    ensure!(member.group == GROUP, "{member:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn strangers_are_not_seen_and_spot_and_hibernation_are() -> Result<()> {
     let lab = Lab::new("aws-strangers").await?;
     let mut template = Template::new("other", "lab");

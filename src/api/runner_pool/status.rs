@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::api::registration::RunnerStatus;
+use crate::api::usage::UsageStatus;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 /// What is seen of a pool.
@@ -50,6 +51,9 @@ pub struct RunnerPoolStatus {
     /// What they cost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<CostStatus>,
+    /// What has been used since the pool was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<UsageStatus>,
     /// Conditions: Ready, CredentialsValid, Registered (with gitlab.registration), Polling, ProviderReachable,
     /// HostKeysTrusted, HostsCapable, CapacityAvailable, SlotsClean, CacheReady, Drained; with provider.aws CloudReady,
     /// GroupSuitable, Scaling too.
@@ -110,6 +114,15 @@ pub struct CostStatus {
     pub environments_per_hour: String,
     /// What their present tiers save against all of them at tier Hot.
     pub saved_per_hour: String,
+    /// Instances that run.
+    #[serde(default)]
+    pub running: u32,
+    /// GiB of volumes, those of roots included.
+    #[serde(default, rename = "volumeGiB")]
+    pub volume_gib: u64,
+    /// GiB of snapshots.
+    #[serde(default, rename = "snapshotGiB")]
+    pub snapshot_gib: u64,
     /// Where the prices are from.
     pub prices: String,
 }

@@ -1,4 +1,5 @@
-//! Tags that somebody took from what is relied on, put back: without them a later holder would not find it again. Pure.
+//! Tags of what is relied on: what somebody took is put back, without which a later holder would not find it again, and an
+//! expiry that was moved is written down. Pure.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +8,12 @@ use super::sleep::slot_tags;
 use super::{Plan, Report, Step};
 use crate::fleet::facts::slot_at;
 use crate::fleet::view::View;
-use crate::provider::{Change, Volume, tags};
+use crate::provider::{Change, InstanceState, Volume, tags};
 
 type Tags = BTreeMap<String, String>;
 
-/// Puts back what is missing. What has another value than ours is left: whoever changes it means to.
+/// Puts back what is missing. What has another value than ours is left, for whoever changes it means to; but for the expiry,
+/// which people move in the object: after a loss of that the tag alone keeps what it is on from the sweep.
 pub fn restore(view: &View<'_>, plan: &mut Plan) {
     let facts = view.facts;
     // Members are marked at any time. Others are ours by what they keep.
@@ -19,18 +21,31 @@ pub fn restore(view: &View<'_>, plan: &mut Plan) {
     for instance in kept {
         let stand = view.stand(&instance.id);
         // Single tags of slots come and go with their environments; those of the pool stay.
-        if stand.environments().next().is_some() && is_stripped(&instance.tags) {
-            put_back(view, plan, &instance.id, &instance.tags, slot_tags(&stand));
+        if stand.environments().next().is_some() {
+            let wanted = slot_tags(&stand);
+            if is_stripped(&instance.tags) {
+                put_back(view, plan, &instance.id, &instance.tags, wanted.clone());
+            }
+            // One that runs is marked anew with all that has changed.
+            if instance.state == InstanceState::Stopped {
+                prolong(view, plan, &instance.id, &instance.tags, &wanted);
+            }
         }
     }
     for volume in facts.volumes.values() {
         if let Some(wanted) = view.kept_tags.get(&volume.id).cloned().or_else(|| in_slot(view, volume)) {
-            put_back(view, plan, &volume.id, &volume.tags, wanted);
+            put_back(view, plan, &volume.id, &volume.tags, wanted.clone());
+            if is_of_sleep(&volume.tags, &wanted) {
+                prolong(view, plan, &volume.id, &volume.tags, &wanted);
+            }
         }
     }
     for snapshot in facts.snapshots.values() {
         if let Some(wanted) = view.kept_tags.get(&snapshot.id) {
             put_back(view, plan, &snapshot.id, &snapshot.tags, wanted.clone());
+            if is_of_sleep(&snapshot.tags, wanted) {
+                prolong(view, plan, &snapshot.id, &snapshot.tags, wanted);
+            }
         }
     }
 }
@@ -43,6 +58,24 @@ fn in_slot(view: &View<'_>, volume: &Volume) -> Option<Tags> {
         let of = (tags::SLOT_OF.to_owned(), attachment.instance.clone());
         BTreeMap::from([of, (tags::SLOT.to_owned(), slot.to_string())])
     })
+}
+
+/// Writes an expiry down that was moved.
+fn prolong(view: &View<'_>, plan: &mut Plan, id: &str, has: &Tags, wanted: &Tags) {
+    let Some(expiry) = wanted.get(tags::EXPIRES_AT) else { return };
+    if has.get(tags::EXPIRES_AT).is_some_and(|known| known != expiry) {
+        let tags = Tags::from([(tags::EXPIRES_AT.to_owned(), expiry.clone())]);
+        plan.add(
+            view,
+            &format!("{id} tags"),
+            vec![Step::Cloud(Change::Tag { ids: vec![id.to_owned()], tags })],
+        );
+    }
+}
+
+/// Whether tags are of the sleep that is wanted: those of an earlier one are about to be written anew.
+fn is_of_sleep(has: &Tags, wanted: &Tags) -> bool {
+    has.get(tags::REVISION) == wanted.get(tags::REVISION)
 }
 
 fn put_back(view: &View<'_>, plan: &mut Plan, id: &str, has: &Tags, wanted: Tags) {
@@ -72,7 +105,7 @@ mod tests {
     use crate::fleet::facts::Facts;
     use crate::fleet::policy::Active;
     use crate::fleet::view::{Memory, Pool, Sleeping, Stand, Use};
-    use crate::provider::{Attachment, Instance, InstanceState, Snapshot, SnapshotState, VolumeState};
+    use crate::provider::{Attachment, Instance, Snapshot, SnapshotState, VolumeState};
 
     const E: &str = "abcdefghijklmnop2345";
 
@@ -203,5 +236,47 @@ mod tests {
         let mut plan = Plan::default();
         restore(&view, &mut plan);
         assert_eq!(plan, Plan::default());
+    }
+    #[test]
+    fn an_expiry_that_was_moved_is_written_down_on_what_was_kept_of_this_sleep() {
+        let memory = Memory::default();
+        let mut facts = Facts::default();
+        let tags_of = |expiry: &str, revision: &str| {
+            let own = own_tags(&view(&Facts::default(), &Memory::default()));
+            let of_environment =
+                [(tags::ENVIRONMENT, E), (tags::EXPIRES_AT, expiry), (tags::REVISION, revision)];
+            let of_environment = of_environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            own.into_iter().chain(of_environment).collect::<Tags>()
+        };
+        let (before, after) = ("1970-01-01T00:00:00Z", "1970-01-02T00:00:00Z");
+        for (id, revision) in [("vol-1", "1"), ("vol-2", "0")] {
+            let volume = Volume { tags: tags_of(before, revision), ..volume(id, None) };
+            facts.volumes.insert(id.into(), volume);
+        }
+        let snapshot = Snapshot {
+            id: "snap-1".into(),
+            state: SnapshotState::Completed,
+            volume: "vol-0".into(),
+            size_gib: 1,
+            started_at: None,
+            tags: tags_of(before, "1"),
+        };
+        facts.snapshots.insert("snap-1".into(), snapshot);
+        facts.instances.insert("i-1".into(), instance("i-1", tags_of(before, "1")));
+        let mut view = view(&facts, &memory);
+        for id in ["vol-1", "vol-2", "snap-1"] {
+            view.kept_tags.insert(id.to_owned(), tags_of(after, "1"));
+        }
+        let asleep = Sleeping { id: E.into(), expires_at: after.parse().unwrap(), ..Sleeping::default() };
+        let kept = Use { environments: vec![asleep], ..Use::default() };
+        view.stands.insert("i-1".into(), Stand { slots: [(0, kept)].into(), ..Stand::default() });
+        let mut plan = Plan::default();
+        restore(&view, &mut plan);
+        for id in ["vol-1", "snap-1", "i-1"] {
+            let moved = Tags::from([(tags::EXPIRES_AT.to_owned(), after.to_owned())]);
+            assert_eq!(put_back_on(&plan, id), Some(moved), "{id}");
+        }
+        assert_eq!(put_back_on(&plan, "vol-2"), None, "its environment is about to be saved there");
+        assert_eq!(plan.report, []);
     }
 }

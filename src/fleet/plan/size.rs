@@ -1,12 +1,12 @@
 //! How many instances there are. Pure; the arithmetic is `scale`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Plan, Report, Spent, Step, is_in_service, lifecycle, spent};
+use super::{Plan, Report, Spent, Step, given_up, is_in_service, lifecycle, spent};
 use crate::api::runner_pool::GrowWith;
 use crate::fleet::scale::{self, Bounds, Demand, Stage, Unit, Waiting, Wake};
-use crate::fleet::view::View;
-use crate::provider::{Change, Instance, InstanceState, Lifecycle, tags};
+use crate::fleet::view::{Use, View};
+use crate::provider::{Change, Instance, InstanceState, Lifecycle, SnapshotState, tags};
 
 /// Makes the group larger or smaller.
 pub fn resize(view: &View<'_>, plan: &mut Plan) {
@@ -25,6 +25,7 @@ pub fn resize(view: &View<'_>, plan: &mut Plan) {
     };
     let wakes = wakes(view, plan).into_iter();
     let (dry, wakes): (Vec<Wake>, Vec<Wake>) = wakes.partition(|wake| is_dry(view, &units, wake));
+    plan.dry_zones = found_dry(view, &dry);
     let demand = Demand { waiting: if view.pool.is_deleting { 0 } else { view.waiting }, wakes };
     let mut scale = scale::scale(&units, &demand, &view.policy, &bounds, view.now);
     for Wake { environment, zone, .. } in dry {
@@ -51,9 +52,11 @@ pub fn resize(view: &View<'_>, plan: &mut Plan) {
         plan.add(view, &group.name, grow(view, &scale));
         plan.is_expecting = true;
     }
-    let coming = units.iter().filter(|unit| unit.stage == Stage::Launching).count();
-    let coming = u32::try_from(coming + scale.grow.len()).unwrap_or(u32::MAX);
-    let room = bounds.max_instances.min(group.max).saturating_sub(running(view)).saturating_sub(coming);
+    let launching = units.iter().filter(|unit| unit.stage == Stage::Launching).count();
+    let asked_for = u32::try_from(scale.grow.len()).unwrap_or(u32::MAX);
+    let coming = u32::try_from(launching).unwrap_or(u32::MAX).saturating_add(asked_for);
+    // Those that launch are among those that run already.
+    let room = bounds.max_instances.min(group.max).saturating_sub(running(view)).saturating_sub(asked_for);
     let may_ask = if view.policy.preemptive { 0 } else { room };
     plan.growth = if view.pool.is_deleting {
         0
@@ -96,7 +99,23 @@ fn is_dry(view: &View<'_>, units: &[Unit], wake: &Wake) -> bool {
         |unit: &&Unit| !unit.is_spent && unit.jobs == 0 && unit.held == 0 && unit.stage != Stage::Leaving;
     let (here, elsewhere): (Vec<&Unit>, Vec<&Unit>) =
         units.iter().filter(is_free).partition(|unit| unit.zone == *zone);
-    here.is_empty() && elsewhere.len() >= ENOUGH_ELSEWHERE
+    here.is_empty() && (is_dry_of_late(view, zone) || elsewhere.len() >= ENOUGH_ELSEWHERE)
+}
+
+/// Zones of these environments that are to be remembered as dry. Nothing wants the members elsewhere that have shown it any
+/// more, and they go: without a memory others would be launched to show it again, for as long as a snapshot takes.
+fn found_dry(view: &View<'_>, dry: &[Wake]) -> BTreeSet<String> {
+    if view.pool.grow_with == GrowWith::LaunchInstances {
+        // The cloud's own word, which costs nothing to ask for again.
+        return BTreeSet::new();
+    }
+    let zones = dry.iter().filter_map(|wake| Some((wake.environment.as_str(), wake.zone.as_ref()?)));
+    let zones: BTreeMap<&str, &String> = zones.collect();
+    let leaving = view.facts.snapshots.values().filter(|known| known.state != SnapshotState::Failed);
+    let leaving = leaving.filter_map(|known| known.tags.get(tags::ENVIRONMENT));
+    let stay_dry = leaving.filter_map(|environment| zones.get(environment.as_str()));
+    let are_news = zones.values().filter(|zone| !is_dry_of_late(view, zone));
+    stay_dry.chain(are_news).map(|zone| (*zone).clone()).collect()
 }
 
 /// Instances that count against the pool's limit: members that are no warm ones, and others that run.
@@ -221,7 +240,11 @@ fn unit(view: &View<'_>, plan: &mut Plan, instance: &Instance) -> Option<Unit> {
         .map_or(0, |closed| closed.iter().filter(|slot| !stand.slots.contains_key(slot)).count());
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let jobs = stand.slots.values().filter(|slot| slot.has_job).count();
-    let held = stand.slots.values().filter(|slot| !slot.has_job).count();
+    // What is in doubt waits for the word of its host. From one that is given up none will come: it ends with it.
+    let is_given_up = given_up(view, instance, &stand).is_some();
+    let is_held =
+        |slot: &&Use| !slot.has_job && !(is_given_up && slot.is_in_doubt && slot.environments.is_empty());
+    let held = stand.slots.values().filter(is_held).count();
     let stage =
         if stage == Stage::Ready && closed > 0 && stand.is_free() && closed >= view.pool.capacity as usize {
             // Its volumes are on their way.

@@ -13,7 +13,7 @@ use crate::fleet::facts::{Facts, device_of};
 use crate::fleet::policy::Active;
 use crate::fleet::scale::Wake;
 use crate::fleet::view::{Memory, Pool, Sleeping, Use};
-use crate::provider::{Attachment, Group, Hook, Member, Volume, VolumeState, tags};
+use crate::provider::{Attachment, Group, Hook, Member, Snapshot, SnapshotState, Volume, VolumeState, tags};
 
 const SLOTS: u32 = 2;
 const NOW: i64 = 100_000;
@@ -32,6 +32,8 @@ struct World {
     owned_volumes: BTreeSet<String>,
     policy: Active,
     waiting: u32,
+    wakes: Vec<Wake>,
+    now: Timestamp,
     max_instances: u32,
     may_launch: u32,
     max_uses: u32,
@@ -79,10 +81,10 @@ impl World {
             kept_tags: BTreeMap::new(),
             policy: self.policy.clone(),
             waiting: self.waiting,
-            wakes: Vec::new(),
+            wakes: self.wakes.clone(),
             may_launch: self.may_launch,
             memory: &self.memory,
-            now: now(),
+            now: self.now,
         }
     }
 
@@ -305,6 +307,8 @@ fn worlds() -> impl Strategy<Value = World> {
                 owned_volumes,
                 policy,
                 waiting,
+                wakes: Vec::new(),
+                now: now(),
                 max_instances,
                 may_launch,
                 max_uses,
@@ -315,6 +319,24 @@ fn worlds() -> impl Strategy<Value = World> {
             }
         },
     )
+}
+
+/// A member that runs, with nothing to be done about it.
+fn serving(id: &str) -> Instance {
+    let own = [(tags::CLUSTER, "c"), (tags::POOL, "p"), (tags::POOL_NAME, "pool"), (tags::NAMESPACE, "ci")];
+    Instance {
+        state: InstanceState::Running,
+        zone: "b".into(),
+        launched_at: Timestamp::from_second(NOW - 10_000).ok(),
+        member: Some(Member {
+            group: "g".into(),
+            lifecycle: Lifecycle::InService,
+            is_protected: true,
+            is_healthy: true,
+        }),
+        tags: own.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        ..Instance::for_test(id)
+    }
 }
 
 fn steps(plan: &Plan) -> impl Iterator<Item = &Step> {
@@ -530,6 +552,66 @@ proptest! {
     }
 
     #[test]
+    fn one_that_is_given_up_goes_unless_a_job_or_an_environment_has_a_slot_there(
+        world in worlds(), slots in uses(0), has_answered in any::<bool>(), minutes in 0..8_i64,
+    ) {
+        let mut world = World { waiting: 0, max_age: None, is_deleting: false, ..world };
+        world.policy = Active { idle_time: Duration::from_secs(1_000_000), ..Active::default() };
+        world.facts.group = Some(Group { name: "g".into(), max: 8, desired: 1, ..Group::default() });
+        world.facts.instances = BTreeMap::from([("i-0".to_owned(), serving("i-0"))]);
+        let mut slots = slots;
+        for slot in slots.values_mut().filter(|slot| !slot.has_job && slot.environments.is_empty()) {
+            slot.is_in_doubt = true;
+        }
+        let stand = Stand { host: HostStand::Connecting { why: None }, slots, is_announced_to_go: false };
+        world.stands = BTreeMap::from([("i-0".to_owned(), stand)]);
+        world.memory = Memory::default();
+        let since = BTreeMap::from([("i-0".to_owned(), Timestamp::from_second(NOW - 60 * minutes).unwrap())]);
+        let most = match has_answered {
+            true => {
+                world.memory.were_ready.insert("i-0".to_owned());
+                world.memory.failing_since = since;
+                i64::from(world.view().pool.failure_threshold)
+            }
+            false => {
+                world.memory.up_since = since;
+                world.view().pool.ready_timeout.as_mins()
+            }
+        };
+        let plan = plan(&world.view());
+        let goes = changes(&plan).any(|change| matches!(change, Change::TerminateMember { .. }));
+        prop_assert_eq!(goes, minutes >= most && world.stand("i-0").is_free());
+        prop_assert_eq!(plan.report.contains(&Report::NotReachable { instance: "i-0".into() }), has_answered && minutes >= most);
+    }
+
+    #[test]
+    fn jobs_are_asked_for_up_to_the_limit_while_instances_launch(
+        world in worlds(), ready in 0..4_usize, launching in 0..4_usize, max in 0..9_u32,
+    ) {
+        let mut world = World { volume: None, max_age: None, max_uses: 0, is_deleting: false, ..world };
+        world.max_instances = max;
+        world.policy.preemptive = false;
+        world.memory = Memory::default();
+        world.facts.instances.clear();
+        world.stands.clear();
+        for number in 0..ready + launching {
+            let mut instance = serving(&format!("i-{number}"));
+            if number < ready {
+                let host = HostStand::Ready { mounts: BTreeMap::new(), jobs_started: 0 };
+                world.stands.insert(instance.id.clone(), Stand { host, ..Stand::default() });
+            } else if let Some(member) = &mut instance.member {
+                member.lifecycle = Lifecycle::Launching;
+            }
+            world.facts.instances.insert(instance.id.clone(), instance);
+        }
+        let there = u32::try_from(ready + launching).unwrap();
+        world.facts.group = Some(Group { name: "g".into(), max: 8, desired: there, ..Group::default() });
+        let ready = u32::try_from(ready).unwrap();
+        let plan = plan(&world.view());
+        prop_assert_eq!(plan.growth + ready * SLOTS, max.min(8).max(there) * SLOTS);
+    }
+
+    #[test]
     fn the_same_world_gives_the_same_plan(world in worlds()) {
         prop_assert_eq!(plan(&world.view()), plan(&world.view()));
     }
@@ -572,6 +654,8 @@ fn a_member_that_stays_keeps_no_volume() {
             owned_volumes: BTreeSet::new(),
             policy: Active::default(),
             waiting: 0,
+            wakes: Vec::new(),
+            now: now(),
             max_instances: 1,
             may_launch: 1,
             max_uses: 0,
@@ -599,4 +683,143 @@ fn a_member_that_stays_keeps_no_volume() {
     facts.volumes.insert("vol-1".into(), volume);
     let delete = Change::DeleteVolume { volume: "vol-1".into() };
     assert_eq!(taken_back(&facts, ready(&[]), true), [Step::Cloud(delete)]);
+
+mod dry {
+    //! A zone that gets no instance, through the time that a snapshot takes: the fleet comes to rest.
+
+    use super::*;
+
+    /// Seconds of a look.
+    const STEP: i64 = 10;
+
+    /// A pool whose group launches in zone b alone, and environments that come back from volumes in zone a.
+    fn closed(environments: u32, idle_seconds: u64) -> World {
+        let mut facts = Facts::default();
+        facts.group =
+            Some(Group { name: "g".into(), max: 8, zones: vec!["a".into(), "b".into()], ..Group::default() });
+        let wake = |number| Wake {
+            zone: Some("a".into()),
+            slot: number % SLOTS,
+            environment: format!("e{number}"),
+            has_place: false,
+        };
+        World {
+            facts,
+            memory: Memory::default(),
+            stands: BTreeMap::new(),
+            volume: None,
+            owned_volumes: BTreeSet::new(),
+            policy: Active { idle_time: Duration::from_secs(idle_seconds), ..Active::default() },
+            waiting: 0,
+            wakes: (0..environments).map(wake).collect(),
+            now: now(),
+            max_instances: 8,
+            may_launch: 8,
+            max_uses: 0,
+            max_age: None,
+            grow_with: GrowWith::SetDesiredCapacity,
+            stop_mode: StopMode::Stop,
+            is_deleting: false,
+        }
+    }
+
+    impl World {
+        /// Carries a plan out, and lets a look's time pass; answers how many were launched, and how many went.
+        fn pass(&mut self, plan: &Plan) -> (usize, usize) {
+            let (mut launched, mut gone) = (0, 0);
+            for change in changes(plan) {
+                let group = self.facts.group.as_mut().unwrap();
+                match change {
+                    Change::SetDesired { to, .. } => {
+                        while group.desired < *to {
+                            group.desired += 1;
+                            launched += 1;
+                            let id = format!("i-{}-{launched}", self.now.as_second());
+                            let came = Instance { launched_at: Some(self.now), ..serving(&id) };
+                            self.facts.instances.insert(id.clone(), came);
+                            let host = HostStand::Ready { mounts: BTreeMap::new(), jobs_started: 0 };
+                            self.stands.insert(id, Stand { host, ..Stand::default() });
+                        }
+                    }
+                    Change::TerminateMember { instance } => {
+                        group.desired -= 1;
+                        gone += 1;
+                        self.facts.instances.remove(instance);
+                        self.stands.remove(instance);
+                    }
+                    _ => {}
+                }
+            }
+            for zone in &plan.dry_zones {
+                self.memory.dry_zones.insert(zone.clone(), self.now);
+            }
+            self.now = Timestamp::from_second(self.now.as_second() + STEP).unwrap();
+            self.facts.at = self.now;
+            (launched, gone)
+        }
+
+        fn is_given_up(&self, plan: &Plan, environment: &str) -> bool {
+            let is_it = |wait: &Waiting| matches!(wait, Waiting::ZoneGetsNone { environment: known, .. } if known == environment);
+            plan.scale.waits.iter().any(is_it)
+        }
+    }
+
+    fn snapshot(environment: &str, state: SnapshotState) -> Snapshot {
+        Snapshot {
+            id: format!("snap-{environment}"),
+            state,
+            volume: "vol-1".into(),
+            size_gib: 8,
+            started_at: None,
+            tags: [(tags::ENVIRONMENT.to_owned(), environment.to_owned())].into(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_zone_that_gets_none_is_not_tried_again_while_a_snapshot_leaves_it(
+            environments in 1..4_u32, idle_seconds in 0..400_u64, steps in 1..400_usize,
+        ) {
+            let mut world = closed(environments, idle_seconds);
+            let (mut launched, mut gone) = (0, 0);
+            let mut is_known = false;
+            for _ in 0..steps {
+                let plan = plan(&world.view());
+                for wake in world.wakes.clone() {
+                    let is_given_up = world.is_given_up(&plan, &wake.environment);
+                    prop_assert!(is_given_up || !is_known, "{} was given another try", wake.environment);
+                    is_known |= is_given_up;
+                    if is_given_up {
+                        let taken = snapshot(&wake.environment, SnapshotState::Pending);
+                        world.facts.snapshots.insert(taken.id.clone(), taken);
+                    }
+                }
+                let (came, went) = world.pass(&plan);
+                (launched, gone) = (launched + came, gone + went);
+            }
+            // As many as show it, once.
+            prop_assert!(launched <= environments.max(2) as usize, "{launched} were launched");
+            prop_assert!(gone <= launched);
+            let is_over = steps as i64 * STEP > idle_seconds as i64 + 100;
+            prop_assert!(!is_over || (launched, world.facts.instances.len()) == (gone, 0), "{launched} came, {gone} went");
+        }
+    }
+
+    #[test]
+    fn a_zone_is_tried_again_when_no_snapshot_is_under_way_and_left_when_its_snapshot_is_whole() {
+        let mut world = closed(1, 0);
+        world.memory.dry_zones.insert("a".into(), now());
+        for (state, is_tried) in
+            [(None, true), (Some(SnapshotState::Failed), true), (Some(SnapshotState::Completed), false)]
+        {
+            let mut world = world.clone();
+            world.facts.snapshots.extend(state.map(|state| ("snap-e0".into(), snapshot("e0", state))));
+            let mut tries = 0;
+            for _ in 0..60 {
+                let plan = plan(&world.view());
+                tries += world.pass(&plan).0;
+            }
+            assert_eq!(tries > 0, is_tried, "{state:?}: {tries}");
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! One look at an account: groups first, then what they and the cluster's tag name, all at once.
+//! One look at an account: groups first, those with a warm pool before and after it, then what they and the cluster's tag
+//! name, all at once.
 //!
 //! Filters name what is looked for, never lists of ids: an id that AWS does not know, not yet or not any more, then is
 //! missing from the answer and does not fail it.
@@ -65,13 +66,24 @@ impl AwsCloud {
     pub(super) async fn look(&self, wanted: &Wanted) -> Result<Observation, CloudError> {
         let at = clock::now();
         let (mut groups, mut members) = self.groups(&wanted.groups).await?;
-        let warm = groups.iter().filter(|(_, group)| group.warm_pool.is_some()).map(|(name, _)| name.clone());
-        let warm: Vec<BTreeMap<String, Member>> = stream::iter(warm.collect::<Vec<_>>())
-            .map(|group| async move { self.warm_members(&group).await })
-            .buffer_unordered(GROUPS_AT_A_TIME)
-            .try_collect()
-            .await?;
-        members.extend(warm.into_iter().flatten());
+        let warm: BTreeSet<String> = groups
+            .iter()
+            .filter(|(_, group)| group.warm_pool.is_some())
+            .map(|(name, _)| name.clone())
+            .collect();
+        if !warm.is_empty() {
+            let resting: Vec<BTreeMap<String, Member>> = stream::iter(warm.iter().cloned())
+                .map(|group| async move { self.warm_members(&group).await })
+                .buffer_unordered(GROUPS_AT_A_TIME)
+                .try_collect()
+                .await?;
+            // Members go to and fro between a group and its warm pool, which no one call shows together: what went
+            // either way meanwhile is in the group before or after. The newest word counts.
+            let (again, serving) = self.groups(&warm).await?;
+            groups.extend(again);
+            members.extend(resting.into_iter().flatten());
+            members.extend(serving);
+        }
         let ids: BTreeSet<String> = members.keys().chain(&wanted.ids.instances).cloned().collect();
         let names: Vec<String> = groups.keys().cloned().collect();
         let short = short(&groups, &members);

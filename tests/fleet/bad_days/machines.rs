@@ -1,5 +1,7 @@
 //! Instances that cannot be logged in to, or are not who they were.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
@@ -7,11 +9,20 @@ use super::super::failures::{go, instance_of, next_job_runs};
 use crate::suspension::{held, job};
 use crate::testbed::cloud::{Act, Template};
 use crate::testbed::gitlab::JobState;
-use crate::testbed::hosts::Line;
+use crate::testbed::hosts::{Host, Line};
 use crate::testbed::stage::cloud::GROUP;
 use crate::testbed::stage::{CloudSetting, POOL, SOON, Setting, Stage, host};
 use crate::testbed::wait::until;
 use crate::traces::{self, told};
+
+/// Until an instance has not answered for a minute.
+const LOST: Duration = Duration::from_secs(180);
+
+/// Packets are dropped: connections are gone, and new ones hang. A reset carries new ones, so it comes first.
+async fn out_of_sight(machine: &Host) -> Result<()> {
+    machine.reset_connections().await?;
+    machine.cut(Line::Silent).await
+}
 
 #[tokio::test]
 async fn an_instance_without_a_key_is_replaced_and_the_template_is_mended() -> Result<()> {
@@ -89,9 +100,7 @@ async fn an_instance_behind_a_wall_keeps_its_job_and_gets_no_other() -> Result<(
     stage.until_log(busy, "waits").await?;
     let instance = instance_of(&stage, busy).await?;
     let machine = cloud.machine(&instance)?;
-    // Packets are dropped: connections hang, also new ones.
-    machine.cut(Line::Silent).await?;
-    machine.reset_connections().await?;
+    out_of_sight(&machine).await?;
     stage
         .until_object("runnerpool", POOL, "the instance is not reached", |pool| {
             host(pool, &instance)["state"] == "Unreachable"
@@ -105,6 +114,38 @@ async fn an_instance_behind_a_wall_keeps_its_job_and_gets_no_other() -> Result<(
     go(&stage, &instance).await?;
     let over = stage.until_over(busy).await?;
     ensure!(over.state == JobState::Success && over.log_contains("done"), "{}", told(&over));
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn an_instance_that_is_never_reached_again_under_a_job_is_replaced() -> Result<()> {
+    let pool = json!({ "connectionGrace": "2s", "maxInstances": 1, "scaling": { "failureThreshold": 1 } });
+    let stage = Stage::start("lost-sight", Setting::cloud(pool)).await?;
+    let cloud = stage.cloud()?;
+    let busy = stage.gitlab.enqueue(job("busy").script(held(&["echo done"])));
+    stage.until_log(busy, "waits").await?;
+    let instance = instance_of(&stage, busy).await?;
+    let machine = cloud.machine(&instance)?;
+    out_of_sight(&machine).await?;
+    let over = stage.until_over(busy).await?;
+    ensure!(over.failure_reason.as_deref() == Some("runner_system_failure"), "{}", told(&over));
+    let message = stage.until_finding("SlotsClean", "False", "Quarantined").await?;
+    ensure!(message.contains(&instance), "{message}");
+    // What is in doubt there keeps neither the instance nor its place in the pool.
+    let next = stage.gitlab.enqueue(job("next").script(["echo runs"]));
+    until("the instance is gone", LOST, async || {
+        Ok((cloud.cloud.instance(&instance).await?.state == "terminated").then_some(()))
+    })
+    .await
+    .with_context(|| stage.operator_log())?;
+    let event = stage.until_event("InstanceUnreachable").await?;
+    let note = event["message"].as_str().unwrap_or_default();
+    ensure!(note.contains(&instance) && note.contains("failureThreshold"), "{event:#}");
+    let over = stage.until_over(next).await?;
+    ensure!(over.state == JobState::Success, "{}", told(&over));
+    ensure!(instance_of(&stage, next).await? != instance, "on the one that was given up");
+    stage.until_finding("SlotsClean", "True", "NoneInDoubt").await?;
+    stage.until_condition("runnerpool", POOL, "Scaling").await?;
     traces::end(stage).await
 }
 
