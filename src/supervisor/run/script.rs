@@ -14,6 +14,9 @@ pub const HISTORY_FILE: &str = ".dormouse-history";
 /// Variables that belong to a shell or to one job, and are not kept for the next.
 const NEVER_KEPT: &str = "_|SHLVL|PWD|OLDPWD|BASH*|GIT_CONFIG_*|DORMOUSE_*";
 
+/// Goes to the home folder, where there is one.
+const AT_HOME: &str = "cd \"${HOME:-/}\" 2>/dev/null || :\n";
+
 /// Lines of history that are kept: enough for a person, and far from a burden.
 const HISTORY_LINES: u32 = 1000;
 
@@ -46,7 +49,7 @@ pub enum Body<'a> {
         /// Whether commands of several lines get sections of their own.
         sections: bool,
     },
-    /// A script of the runner; it finds its own folder.
+    /// A script of the runner; it begins in the home folder of the job's user, as a login does.
     Plain(&'a str),
 }
 
@@ -73,6 +76,10 @@ impl Envelope<'_> {
             for (key, value) in &restored.variables {
                 export(&mut inner, key, value, false);
             }
+        }
+        if matches!(body, Body::Plain(_)) {
+            // Before the job's variables, which may name another.
+            inner.push_str(AT_HOME);
         }
         self.exports(&mut inner);
         match body {
