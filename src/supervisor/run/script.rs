@@ -135,9 +135,10 @@ impl Envelope<'_> {
             out.push_str("export GIT_CONFIG_COUNT=$((__dormouse_n + 1))\nunset __dormouse_n\n");
         }
         git_settings_of_old(out, git_settings);
+        // Blanks around a line go, whatever the job has set IFS to.
         // Lines that are no assignment are skipped: a job may write anything into the file.
         out.push_str(
-            "if [[ -f $GITLAB_ENV ]]; then while IFS= read -r __dormouse_line || [[ -n $__dormouse_line ]]; do\n\
+            "if [[ -f $GITLAB_ENV ]]; then while IFS=$' \\t' read -r __dormouse_line || [[ -n $__dormouse_line ]]; do\n\
              if [[ $__dormouse_line =~ ^[A-Za-z_][A-Za-z0-9_]*= ]]; then export \"$__dormouse_line\"; fi\n\
              done < \"$GITLAB_ENV\"; unset __dormouse_line; fi\n",
         );
