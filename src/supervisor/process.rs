@@ -1,7 +1,11 @@
 //! Looks at the process table: who is alive, and whether it is still who it was.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 
 use crate::spool::record::ProcessIdentity;
 
@@ -77,6 +81,26 @@ pub fn all() -> io::Result<Vec<ProcessStat>> {
     Ok(found)
 }
 
+/// Whether a process has a file open, by the name the kernel gives it. The file itself is not looked at: others that
+/// the process has open may lie on a disk that is gone.
+pub fn has_open(pid: i32, name: &Path) -> bool {
+    let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    open.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|found| found == name))
+}
+
+/// Whether a process reads from a pipe that nobody writes to any more.
+pub fn is_at_end_of_input(pid: i32) -> bool {
+    let path = format!("/proc/{pid}/fd/0");
+    if !fs::read_link(&path).is_ok_and(|name| name.to_string_lossy().starts_with("pipe:")) {
+        return false;
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(pipe) = rustix::fs::open(path, flags, Mode::empty()).map(File::from) else { return false };
+    let mut sources = [PollFd::new(&pipe, PollFlags::IN)];
+    let looked = poll(&mut sources, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    looked.is_ok() && sources.iter().any(|source| source.revents().contains(PollFlags::HUP))
+}
+
 fn parse_stat(line: &str) -> Option<ProcessStat> {
     let (head, tail) = line.rsplit_once(')')?;
     let pid = head.split_once(' ')?.0.parse().ok()?;
@@ -98,6 +122,29 @@ mod tests {
         let line = "42 (a) b (c) S 1 42 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 998877 1 2 3";
         let stat = parse_stat(line).unwrap();
         assert_eq!((stat.pid, stat.state, stat.session, stat.start_ticks), (42, 'S', 7, 998_877));
+    }
+
+    #[test]
+    fn the_end_of_a_filters_input_is_seen_once_it_has_come() {
+        use std::process::{Command, Stdio};
+        let mut filter = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let pid = i32::try_from(filter.id()).unwrap();
+        let output = fs::read_link(format!("/proc/{pid}/fd/1")).unwrap();
+        assert!(has_open(pid, &output) && !has_open(pid, Path::new("pipe:[0]")));
+        assert!(!is_at_end_of_input(pid));
+        // It cannot end while it stands still.
+        let id = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(id, rustix::process::Signal::STOP).unwrap();
+        drop(filter.stdin.take());
+        // Another test that starts a process may hold the pipe until that has become its program.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while !is_at_end_of_input(pid) {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        filter.kill().unwrap();
+        filter.wait().unwrap();
+        assert!(!has_open(pid, &output) && !is_at_end_of_input(pid));
     }
 
     #[test]

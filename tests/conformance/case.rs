@@ -32,6 +32,9 @@ pub struct Case {
     /// Repositories by project; a job's own is called `<<project>>`.
     #[serde(default)]
     pub repositories: BTreeMap<String, Vec<Commit>>,
+    /// By project, the only credentials that open its repository.
+    #[serde(default)]
+    pub deploy_tokens: BTreeMap<String, String>,
     /// How the objects of its repositories are named; `sha1` without it.
     #[serde(default)]
     pub object_format: ObjectFormat,
@@ -82,6 +85,9 @@ pub struct Submodule {
     pub of: String,
     /// The address in `.gitmodules`.
     pub url: String,
+    /// The branch in `.gitmodules`.
+    #[serde(default)]
+    pub branch: Option<String>,
 }
 
 fn main_branch() -> String {

@@ -78,7 +78,10 @@ impl Play<'_> {
             ObjectFormat::Sha1 => "sha1",
             ObjectFormat::Sha256 => "sha256",
         };
-        let repository = GitRepo::with_format(project.clone(), format)?;
+        let mut repository = GitRepo::with_format(project.clone(), format)?;
+        if let Some(credentials) = self.case.deploy_tokens.get(&project) {
+            repository = repository.with_deploy_token(credentials);
+        }
         for (number, commit) in commits.iter().enumerate() {
             let mut files: Vec<(&str, String)> =
                 commit.files.iter().map(|(path, text)| (path.as_str(), self.fill(text, None))).collect();
@@ -92,7 +95,7 @@ impl Play<'_> {
             for (path, submodule) in &commit.submodules {
                 let of = self.repositories.get(&submodule.of).context("a submodule's repository")?;
                 let url = self.fill(&submodule.url, None);
-                id = repository.commit_submodule(path, &url, &of.tip()?)?;
+                id = repository.commit_submodule_of(path, &url, submodule.branch.as_deref(), &of.tip()?)?;
             }
             if let Some(tag) = &commit.tag {
                 repository.tag(tag, &id)?;

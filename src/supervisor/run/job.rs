@@ -23,7 +23,7 @@ pub use self::finish::finish_unstarted;
 use super::admission::Admitted;
 use super::cancel::{CancelWatch, CancelWish};
 use super::inputs;
-use super::sources::address::git_settings;
+use super::sources::address::{GitSettings, git_settings};
 use super::stage::Shell;
 use super::variables::JobVariables;
 use crate::spool::order::{DEFAULT_LOG_LIMIT, JobOrder};
@@ -37,7 +37,7 @@ pub struct Job {
     order: JobOrder,
     admitted: Admitted,
     variables: JobVariables,
-    git_settings: Vec<(String, String)>,
+    git_settings: GitSettings,
     temporary: String,
     log: JobLog,
     shell: Shell,

@@ -3,6 +3,7 @@
 //! The body is one quoted `eval` in a subshell whose standard input is empty, so that no line of a user can end the
 //! envelope or read the rest of it. Pure; the text holds secrets and must only ever go to a pipe.
 
+use super::sources::address::{GitSettings, Setting, as_file, included};
 use super::variables::JobVariables;
 
 /// Name of the file, in the folder of file variables, that a script's end leaves its context in.
@@ -11,8 +12,14 @@ pub const CONTEXT_FILE: &str = ".dormouse-context";
 /// Name of the file, beside it, with the shell's history.
 pub const HISTORY_FILE: &str = ".dormouse-history";
 
+/// Name of the file, beside it, that tells `git` the job's credentials.
+const CREDENTIALS_FILE: &str = ".dormouse-git";
+
 /// Variables that belong to a shell or to one job, and are not kept for the next.
 const NEVER_KEPT: &str = "_|SHLVL|PWD|OLDPWD|BASH*|GIT_CONFIG_*|DORMOUSE_*";
+
+/// Goes to the home folder, where there is one.
+const AT_HOME: &str = "cd \"${HOME:-/}\" 2>/dev/null || :\n";
 
 /// Lines of history that are kept: enough for a person, and far from a burden.
 const HISTORY_LINES: u32 = 1000;
@@ -28,8 +35,10 @@ pub struct Envelope<'a> {
     pub workspace: &'a str,
     /// Folder of file variables.
     pub temporary: &'a str,
-    /// Settings for `git`, given by the environment so that no file holds them.
-    pub git_settings: &'a [(String, String)],
+    /// The workspace without links on the way to it, as `git` calls it.
+    pub repository: &'a str,
+    /// What `git` is told.
+    pub git_settings: &'a GitSettings,
 }
 
 /// What one stage does.
@@ -46,7 +55,7 @@ pub enum Body<'a> {
         /// Whether commands of several lines get sections of their own.
         sections: bool,
     },
-    /// A script of the runner; it finds its own folder.
+    /// A script of the runner; it begins in the home folder of the job's user, as a login does.
     Plain(&'a str),
 }
 
@@ -74,7 +83,12 @@ impl Envelope<'_> {
                 export(&mut inner, key, value, false);
             }
         }
-        self.exports(&mut inner);
+        if matches!(body, Body::Plain(_)) {
+            // Before the job's variables, which may name another.
+            inner.push_str(AT_HOME);
+        }
+        let git_settings = self.git_settings(&mut inner, body);
+        self.exports(&mut inner, &git_settings);
         match body {
             Body::Commands { lines, restored, keep_context, sections } => {
                 self.enter_workspace(&mut inner, *restored);
@@ -101,7 +115,7 @@ impl Envelope<'_> {
         )
     }
 
-    fn exports(&self, out: &mut String) {
+    fn exports(&self, out: &mut String, git_settings: &[Setting]) {
         for variable in self.variables.exports() {
             if let Some(content) = &variable.content {
                 out.push_str(&format!(
@@ -114,34 +128,35 @@ impl Envelope<'_> {
             export(out, &variable.key, &variable.value, is_shell_only);
         }
         export(out, "CI_JOB_STATUS", self.job_status, false);
-        for (key, value) in self.git_settings {
+        for (key, value) in git_settings {
             out.push_str("__dormouse_n=${GIT_CONFIG_COUNT:-0}\n");
             out.push_str(&format!("export \"GIT_CONFIG_KEY_$__dormouse_n\"={}\n", quote(key)));
             out.push_str(&format!("export \"GIT_CONFIG_VALUE_$__dormouse_n\"={}\n", quote(value)));
             out.push_str("export GIT_CONFIG_COUNT=$((__dormouse_n + 1))\nunset __dormouse_n\n");
         }
-        self.git_settings_of_old(out);
+        git_settings_of_old(out, git_settings);
+        // Blanks around a line go, whatever the job has set IFS to.
         // Lines that are no assignment are skipped: a job may write anything into the file.
         out.push_str(
-            "if [[ -f $GITLAB_ENV ]]; then while IFS= read -r __dormouse_line || [[ -n $__dormouse_line ]]; do\n\
+            "if [[ -f $GITLAB_ENV ]]; then while IFS=$' \\t' read -r __dormouse_line || [[ -n $__dormouse_line ]]; do\n\
              if [[ $__dormouse_line =~ ^[A-Za-z_][A-Za-z0-9_]*= ]]; then export \"$__dormouse_line\"; fi\n\
              done < \"$GITLAB_ENV\"; unset __dormouse_line; fi\n",
         );
     }
 
-    /// git before 2.31 knows no `GIT_CONFIG_COUNT`. What it hands on to its own children is read by all of them, so it
-    /// is set too; a setting that is read twice is the same setting.
-    fn git_settings_of_old(&self, out: &mut String) {
-        // There, a name ends at the first `=`.
-        let settings = self.git_settings.iter().filter(|(key, _)| !key.contains('='));
-        let words: Vec<String> = settings
-            .map(|(key, value)| format!("'{}'", format!("{key}={value}").replace('\'', r"'\''")))
-            .collect();
-        if !words.is_empty() {
-            out.push_str(&format!(
-                "export GIT_CONFIG_PARAMETERS=\"${{GIT_CONFIG_PARAMETERS:+$GIT_CONFIG_PARAMETERS }}\"{}\n",
-                quote(&words.join(" "))
-            ));
+    /// What `git` is told in the environment of a stage. Fetching the sources, that is the job's credentials too. In the
+    /// user's commands they are in a file, for the project's own repository alone.
+    fn git_settings(&self, out: &mut String, body: &Body<'_>) -> Vec<Setting> {
+        let GitSettings { addresses, certificates } = self.git_settings;
+        match body {
+            Body::Plain(_) => [addresses.as_slice(), certificates].concat(),
+            Body::Commands { .. } if addresses.is_empty() => certificates.clone(),
+            Body::Commands { .. } => {
+                let file = format!("{}/{CREDENTIALS_FILE}", self.temporary);
+                let (text, path) = (quote(&as_file(addresses)), quote(&file));
+                out.push_str(&format!("( umask 077; printf %s {text} >| {path} )\n"));
+                [certificates.as_slice(), &included(self.repository, &file)].concat()
+            }
         }
     }
 
@@ -184,6 +199,22 @@ impl Envelope<'_> {
         if self.variables.flag("CI_DEBUG_TRACE", false) {
             out.push_str("set -o xtrace\n");
         }
+    }
+}
+
+/// git before 2.31 knows no `GIT_CONFIG_COUNT`. What it hands on to its own children is read by all of them, so it is set
+/// too; a setting that is read twice is the same setting.
+fn git_settings_of_old(out: &mut String, settings: &[Setting]) {
+    // There, a name ends at the first `=`.
+    let settings = settings.iter().filter(|(key, _)| !key.contains('='));
+    let words: Vec<String> = settings
+        .map(|(key, value)| format!("'{}'", format!("{key}={value}").replace('\'', r"'\''")))
+        .collect();
+    if !words.is_empty() {
+        out.push_str(&format!(
+            "export GIT_CONFIG_PARAMETERS=\"${{GIT_CONFIG_PARAMETERS:+$GIT_CONFIG_PARAMETERS }}\"{}\n",
+            quote(&words.join(" "))
+        ));
     }
 }
 

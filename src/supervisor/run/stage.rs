@@ -1,12 +1,13 @@
 //! Runs one stage: a `bash` with its script on standard input, its output into the log, its end and its limits.
 //!
 //! One loop waits for output, for the end, for a wish to cancel and for the next deadline. Processes that the stage
-//! leaves in the background live on and keep writing to the environment's pipe, which later stages read too.
+//! leaves in the background live on and keep writing to the environment's pipe, which later stages read too. What the
+//! stage's own output still runs through when its shell ends, such as a `tee`, is waited for a moment.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -22,6 +23,7 @@ use crate::supervisor::errand::Errand;
 use crate::supervisor::launch;
 use crate::supervisor::log::JobLog;
 use crate::supervisor::log::timestamp::Stream;
+use crate::supervisor::process;
 use crate::supervisor::state::EnvironmentFolder;
 use crate::supervisor::tree::Tree;
 use crate::supervisor::tree::marked::MARK_VARIABLE;
@@ -43,6 +45,12 @@ const CHUNK: usize = 64 * 1024;
 /// Output still read after the stage's end: more than a pipe holds, so that all of the stage's own is read, and
 /// bounded, because processes in the background may write for ever.
 const LAST_OUTPUT: usize = 1024 * 1024;
+
+/// How long nothing may come from what a stage has left before that is taken for a background process.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// How long what a stage has left is waited for in all.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How a stage ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,7 +188,10 @@ impl Shell {
             self.copy_output(CHUNK, log)?;
             exited = exited.or(child.try_wait()?);
             let end = match (exited, &stopping) {
-                (Some(status), None) => Some(StageEnd::Exited(exit_code(status))),
+                (Some(status), None) => {
+                    self.hear_out(&child, tree, limits, log)?;
+                    Some(StageEnd::Exited(exit_code(status)))
+                }
                 // What was asked to end is waited for as a whole: the shell dies before the programs it started.
                 (Some(_), Some(stopping)) => tree.processes()?.is_empty().then_some(stopping.cause),
                 (None, _) => None,
@@ -215,6 +226,29 @@ impl Shell {
         }
     }
 
+    /// Copies what a stage's shell has written through other processes (`exec > >(tee build.log)`): they end after it.
+    fn hear_out(&mut self, shell: &Child, tree: &Tree, limits: Limits, log: &mut JobLog) -> io::Result<()> {
+        let pipe = fs::read_link(format!("/proc/self/fd/{}", self.writer.as_raw_fd()))?;
+        let last = Instant::now() + LAST_WORDS;
+        let mut quiet = Instant::now() + QUIET;
+        loop {
+            let until = match still_to_come(shell.id(), tree, &pipe)? {
+                ToCome::Nothing => return Ok(()),
+                ToCome::Perhaps => quiet.min(last),
+                ToCome::Surely => last,
+            };
+            let now = Instant::now();
+            if until <= now || self.cause_to_stop(limits, now)?.is_some() {
+                return Ok(());
+            }
+            // Nothing tells when the last of them has closed the pipe, which this process holds open too.
+            self.wait(None, Some(until.min(now + LOOK_AGAIN)))?;
+            if self.copy_output(CHUNK, log)? > 0 {
+                quiet = Instant::now() + QUIET;
+            }
+        }
+    }
+
     /// Lets a time pass; what processes in the background write is still copied. The answer is what ended the wait
     /// early.
     ///
@@ -240,11 +274,11 @@ impl Shell {
         }
     }
 
-    /// Copies what processes in the background have written meanwhile.
+    /// Copies what processes in the background have written meanwhile; the answer is how much.
     ///
     /// # Errors
     /// When the log cannot be written.
-    pub fn copy_output(&mut self, most: usize, log: &mut JobLog) -> io::Result<()> {
+    pub fn copy_output(&mut self, most: usize, log: &mut JobLog) -> io::Result<usize> {
         let mut buffer = vec![0; CHUNK];
         let mut copied = 0;
         while copied < most {
@@ -259,7 +293,7 @@ impl Shell {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(copied)
     }
 
     /// Copies the last of what processes have written, once they are gone or held still.
@@ -294,6 +328,30 @@ impl Shell {
         }
         Ok(limits.stage.filter(|deadline| *deadline <= now).map(|_| StageEnd::TimedOut))
     }
+}
+
+/// Whether what a stage has left writes more of its output.
+enum ToCome {
+    /// Nobody is left who could.
+    Nothing,
+    /// Somebody could, perhaps a process in the background.
+    Perhaps,
+    /// Somebody can, and is about to end: its own input has.
+    Surely,
+}
+
+/// Looks at the processes of a stage that outlive its shell. Every stage is a session of its own: those of earlier
+/// stages, and those that have moved to another one to stay, are no part of its output.
+fn still_to_come(shell: u32, tree: &Tree, pipe: &Path) -> io::Result<ToCome> {
+    let is_own = |pid: &i32| process::stat(*pid).is_ok_and(|stat| u32::try_from(stat.session) == Ok(shell));
+    let left: Vec<i32> = tree.processes()?.into_iter().filter(is_own).collect();
+    Ok(if !left.iter().any(|pid| process::has_open(*pid, pipe)) {
+        ToCome::Nothing
+    } else if left.iter().any(|pid| process::is_at_end_of_input(*pid)) {
+        ToCome::Surely
+    } else {
+        ToCome::Perhaps
+    })
 }
 
 struct Stopping {

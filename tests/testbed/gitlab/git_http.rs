@@ -1,4 +1,5 @@
-//! git over HTTP, by the real `git http-backend`, with a running job's token as the password.
+//! git over HTTP, by the real `git http-backend`, with a running job's token as the password, or with the deploy token of
+//! a project that no job's token opens.
 
 use std::{process::Stdio, time::Duration};
 
@@ -23,7 +24,18 @@ const BACKEND_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Any call below `/<group>/<project>.git/`.
 pub(super) async fn serve(server: &Server, exchange: &Exchange, project: &str, rest: &str) -> Answer {
-    let Some(token) = password(exchange) else {
+    let Some(credentials) = credentials(exchange) else {
+        return unauthorized();
+    };
+    let closed = server.world().projects.get(project).filter(|repo| repo.deploy_token().is_some()).cloned();
+    if let Some(repo) = closed {
+        if repo.deploy_token() != Some(&credentials) {
+            // As of a project that there is not.
+            return Answer::refusal(StatusCode::NOT_FOUND);
+        }
+        return answer(&repo, exchange, rest, "deploy-token").await;
+    }
+    let Some(token) = credentials.strip_prefix("gitlab-ci-token:") else {
         return unauthorized();
     };
     let repo = {
@@ -49,7 +61,11 @@ pub(super) async fn serve(server: &Server, exchange: &Exchange, project: &str, r
     if let Some(call) = large_files::Call::of(exchange.method.as_str(), rest) {
         return large_files::serve(&repo, exchange, &call, &format!("{}/{project}.git", server.url));
     }
-    match tokio::time::timeout(BACKEND_TIMEOUT, backend(&repo, exchange, rest, job)).await {
+    answer(&repo, exchange, rest, &format!("job-{job}")).await
+}
+
+async fn answer(repo: &GitRepo, exchange: &Exchange, rest: &str, user: &str) -> Answer {
+    match tokio::time::timeout(BACKEND_TIMEOUT, backend(repo, exchange, rest, user)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
             let text = Bytes::from(format!("{error:#}"));
@@ -62,16 +78,15 @@ pub(super) async fn serve(server: &Server, exchange: &Exchange, project: &str, r
 /// The job whose token a call of git is made with.
 pub(super) fn job_of(world: &World, exchange: &Exchange) -> Option<JobId> {
     let Endpoint::Git { .. } = exchange.endpoint else { return None };
-    let token = password(exchange)?;
+    let credentials = credentials(exchange)?;
+    let token = credentials.strip_prefix("gitlab-ci-token:")?;
     world.jobs.values().find(|job| job.view.token == token).map(|job| job.view.id)
 }
 
-/// The password of basic authentication as `gitlab-ci-token`.
-fn password(exchange: &Exchange) -> Option<String> {
+/// User and password of basic authentication.
+fn credentials(exchange: &Exchange) -> Option<String> {
     let credentials = exchange.header("authorization")?.strip_prefix("Basic ")?;
-    let decoded = String::from_utf8(STANDARD.decode(credentials).ok()?).ok()?;
-    let (user, password) = decoded.split_once(':')?;
-    (user == "gitlab-ci-token").then(|| password.to_owned())
+    String::from_utf8(STANDARD.decode(credentials).ok()?).ok()
 }
 
 fn unauthorized() -> Answer {
@@ -79,7 +94,7 @@ fn unauthorized() -> Answer {
         .with("www-authenticate", "Basic realm=\"GitLab\"")
 }
 
-async fn backend(repo: &GitRepo, exchange: &Exchange, rest: &str, job: JobId) -> anyhow::Result<Answer> {
+async fn backend(repo: &GitRepo, exchange: &Exchange, rest: &str, user: &str) -> anyhow::Result<Answer> {
     let mut command = Command::new("git");
     command
         .arg("http-backend")
@@ -92,7 +107,7 @@ async fn backend(repo: &GitRepo, exchange: &Exchange, rest: &str, job: JobId) ->
         .env("QUERY_STRING", &exchange.query)
         .env("CONTENT_TYPE", exchange.header("content-type").unwrap_or(""))
         .env("CONTENT_LENGTH", exchange.body.len().to_string())
-        .env("REMOTE_USER", format!("job-{job}"))
+        .env("REMOTE_USER", user)
         .env("REMOTE_ADDR", "127.0.0.1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -19,6 +19,7 @@ pub struct GitRepo {
     project: String,
     folder: Arc<TempDir>,
     object_format: &'static str,
+    deploy_token: Option<String>,
     /// Large files by the id of their content.
     large_files: Arc<Mutex<BTreeMap<String, Bytes>>>,
 }
@@ -40,12 +41,19 @@ impl GitRepo {
     pub fn with_format(project: impl Into<String>, object_format: &'static str) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("gitlab-project-").tempdir()?;
         let folder = Arc::new(folder);
-        let repo = Self { project: project.into(), folder, object_format, large_files: Arc::default() };
+        let (project, deploy_token, large_files) = (project.into(), None, Arc::default());
+        let repo = Self { project, folder, object_format, deploy_token, large_files };
         let format = format!("--object-format={object_format}");
         repo.git(&["init", "--quiet", "--bare", "--initial-branch=main", &format, "."], &[])?;
         // A runner fetches the job's commit by its id, which GitLab allows.
         repo.git(&["config", "uploadpack.allowAnySHA1InWant", "true"], &[])?;
         Ok(repo)
+    }
+
+    /// From here on only these credentials, `user:password`, open it: no job's token does.
+    pub fn with_deploy_token(mut self, credentials: &str) -> Self {
+        self.deploy_token = Some(credentials.to_owned());
+        self
     }
 
     /// Path of the project.
@@ -112,8 +120,20 @@ impl GitRepo {
 
     /// Adds a commit to `main` with a submodule at `path`.
     pub fn commit_submodule(&self, path: &str, url: &str, commit: &str) -> anyhow::Result<String> {
+        self.commit_submodule_of(path, url, None, commit)
+    }
+
+    /// The same with a branch that the submodule follows.
+    pub fn commit_submodule_of(
+        &self,
+        path: &str,
+        url: &str,
+        branch: Option<&str>,
+        commit: &str,
+    ) -> anyhow::Result<String> {
         let known = self.git(&["show", "refs/heads/main:.gitmodules"], &[]).unwrap_or_default();
-        let modules = format!("{known}\n[submodule \"{path}\"]\n\tpath = {path}\n\turl = {url}\n");
+        let follows = branch.map(|branch| format!("\tbranch = {branch}\n")).unwrap_or_default();
+        let modules = format!("{known}\n[submodule \"{path}\"]\n\tpath = {path}\n\turl = {url}\n{follows}");
         let parent = self.git(&["rev-parse", "refs/heads/main"], &[])?;
         let stream = format!(
             "commit refs/heads/main\n\
@@ -155,6 +175,11 @@ impl GitRepo {
     /// How objects are named.
     pub(super) fn object_format(&self) -> &'static str {
         self.object_format
+    }
+
+    /// The only credentials that open it.
+    pub(super) fn deploy_token(&self) -> Option<&str> {
+        self.deploy_token.as_deref()
     }
 
     /// The bare repository's folder.

@@ -41,10 +41,15 @@ impl Job {
         Ok(match end {
             StageEnd::Exited(code) if code != 0 && counts => Some(Failure {
                 outcome: Outcome::ScriptFailure,
-                script: ScriptEnd::Success,
+                // Whose failure counts as the script's counts for what is done on failure, too.
+                script: ScriptEnd::Failure,
                 exit_code: code,
                 message: format!("after_script: exit code {code}"),
             }),
+            // The job's time is over whatever the script's end was; only a cancel came first.
+            StageEnd::JobTimedOut if failure.is_none_or(|failure| failure.outcome != Outcome::Canceled) => {
+                Some(self.out_of_time())
+            }
             StageEnd::Canceled(_) if failure.is_none() => Some(canceled(ScriptEnd::NotEnded)),
             StageEnd::Exited(_) | StageEnd::TimedOut | StageEnd::JobTimedOut | StageEnd::Canceled(_) => None,
         })

@@ -1,6 +1,6 @@
 //! One stage of a job: its section in the log, its note in the record, its shell in the job's process tree.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Seek};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -32,10 +32,14 @@ impl Job {
         deadline: Option<Instant>,
         cancel: CancelWish,
     ) -> Result<StageEnd, JobError> {
+        let workspace = &self.admitted.environment.workspace;
+        // What is not there yet holds no repository.
+        let real = fs::canonicalize(workspace).ok().and_then(|path| path.into_os_string().into_string().ok());
         let envelope = Envelope {
             variables: &self.variables,
             job_status,
-            workspace: &self.admitted.environment.workspace,
+            workspace,
+            repository: real.as_ref().unwrap_or(workspace),
             temporary: &self.temporary,
             git_settings: &self.git_settings,
         };

@@ -1,11 +1,24 @@
-//! The repository's address, and what every `git` of a job is told about it.
+//! The repository's address, and what the `git` of a job is told about it.
 
 use crate::gitlab::wire::JobPayload;
 use crate::supervisor::run::variables::{CA_FILE, CERTIFICATE_FILE, JobVariables, KEY_FILE};
 
-/// Settings for every `git` of the job: the address with its credentials, and the certificates to trust.
-pub fn git_settings(job: &JobPayload, variables: &JobVariables) -> Vec<(String, String)> {
-    let mut settings = Vec::new();
+/// A setting of `git`: its name and its value.
+pub type Setting = (String, String);
+
+/// What every `git` of a job is told, in no repository's own settings.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct GitSettings {
+    /// How the server's addresses become ones with the job's credentials. They are for the project's own repository: a
+    /// script that fetches another one brings credentials of its own, which these would hide.
+    pub addresses: Vec<Setting>,
+    /// The certificates to trust and to show.
+    pub certificates: Vec<Setting>,
+}
+
+/// What every `git` of the job is told.
+pub fn git_settings(job: &JobPayload, variables: &JobVariables) -> GitSettings {
+    let mut settings = GitSettings::default();
     let Some(address) = Address::parse(&job.git_info.repo_url) else { return settings };
     let bare = format!("{}://{}/", address.scheme, address.host);
     let full = match address.credentials {
@@ -13,20 +26,42 @@ pub fn git_settings(job: &JobPayload, variables: &JobVariables) -> Vec<(String, 
         None => bare.clone(),
     };
     if full != bare {
-        settings.push((format!("url.{full}.insteadOf"), bare.clone()));
+        settings.addresses.push((format!("url.{full}.insteadOf"), bare.clone()));
     }
     if variables.flag("GIT_SUBMODULE_FORCE_HTTPS", false) {
         let forms = ssh_forms(&address, variables);
-        settings.extend(forms.into_iter().map(|form| (format!("url.{full}.insteadOf"), form)));
+        settings.addresses.extend(forms.into_iter().map(|form| (format!("url.{full}.insteadOf"), form)));
     }
-    if let Some(file) = variables.value(CA_FILE) {
-        settings.push((format!("http.{bare}.sslCAInfo"), file.to_owned()));
-    }
-    for (setting, variable) in [("sslCert", CERTIFICATE_FILE), ("sslKey", KEY_FILE)] {
+    for (setting, variable) in [("sslCAInfo", CA_FILE), ("sslCert", CERTIFICATE_FILE), ("sslKey", KEY_FILE)] {
         let file = variables.value(variable);
-        settings.extend(file.map(|file| (format!("http.{bare}.{setting}"), file.to_owned())));
+        settings.certificates.extend(file.map(|file| (format!("http.{bare}.{setting}"), file.to_owned())));
     }
     settings
+}
+
+/// Settings as the text of a file that `git` includes.
+pub fn as_file(settings: &[Setting]) -> String {
+    let escaped = |text: &str| text.replace('\\', r"\\").replace('"', "\\\"");
+    let mut text = String::new();
+    for (name, value) in settings {
+        let (section, last) = name.rsplit_once('.').unwrap_or(("", name));
+        let (section, below) = section.split_once('.').unwrap_or((section, ""));
+        text.push_str(&format!("[{section} \"{}\"]\n\t{last} = \"{}\"\n", escaped(below), escaped(value)));
+    }
+    text
+}
+
+/// Settings that have `git` include a file in the repository of a folder, its submodules and its other work trees: not
+/// in repositories that a script makes in the folder.
+pub fn included(folder: &str, file: &str) -> [Setting; 2] {
+    let mut pattern = String::with_capacity(folder.len());
+    for character in folder.chars() {
+        if matches!(character, '*' | '?' | '[' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+    }
+    ["", "/"].map(|end| (format!("includeIf.gitdir:{pattern}/.git{end}.path"), file.to_owned()))
 }
 
 /// How the server's repositories are called over SSH.
@@ -102,7 +137,7 @@ mod tests {
         let setting =
             |name: &str, file: &str| (format!("http.https://git.test/.{name}"), format!("/b/p.tmp/{file}"));
         assert_eq!(
-            git_settings(&job, &variables),
+            git_settings(&job, &variables).certificates,
             [
                 setting("sslCAInfo", CA_FILE),
                 setting("sslCert", CERTIFICATE_FILE),
@@ -122,7 +157,7 @@ mod tests {
         };
         let plain = git_settings(&job, &gather(Vec::new()));
         assert_eq!(
-            plain,
+            plain.addresses,
             [("url.https://u:t@git.test:8443/.insteadOf".to_owned(), "https://git.test:8443/".to_owned())]
         );
         let forced = gather(vec![
@@ -130,9 +165,54 @@ mod tests {
             variable("CI_SERVER_SHELL_SSH_HOST", "ssh.test"),
             variable("CI_SERVER_SHELL_SSH_PORT", "2222"),
         ]);
-        let forms: Vec<String> = git_settings(&job, &forced).into_iter().map(|(_, form)| form).collect();
+        let forms: Vec<String> =
+            git_settings(&job, &forced).addresses.into_iter().map(|(_, form)| form).collect();
         for wanted in ["git@ssh.test:", "ssh://git@ssh.test:2222/", "git@git.test:", "ssh://git@git.test/"] {
             assert!(forms.iter().any(|form| form == wanted), "{wanted} in {forms:?}");
         }
+    }
+
+    /// What `git` says in a folder, with these settings in its environment.
+    fn git(folder: &std::path::Path, settings: &[Setting], words: &[&str]) -> String {
+        let mut git = std::process::Command::new("git");
+        git.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null").arg("-C").arg(folder);
+        git.env("GIT_CONFIG_COUNT", settings.len().to_string());
+        for (number, (name, value)) in settings.iter().enumerate() {
+            git.env(format!("GIT_CONFIG_KEY_{number}"), name);
+            git.env(format!("GIT_CONFIG_VALUE_{number}"), value);
+        }
+        let output = git.args(words).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn credentials_are_for_the_projects_repository_and_what_belongs_to_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().canonicalize().unwrap();
+        let project = root.join("odd [1]*\\ \"name\"");
+        let full = r#"https://u:a\b"c@git.test/"#;
+        let addresses = [(format!("url.{full}.insteadOf"), "https://git.test/".to_owned())];
+        let file = root.join("settings");
+        std::fs::write(&file, as_file(&addresses)).unwrap();
+        let settings = included(project.to_str().unwrap(), file.to_str().unwrap());
+        let [own, nested, beside] = [project.clone(), project.join("lib"), root.join("odd 1")];
+        for repository in [&own, &nested, &beside] {
+            std::fs::create_dir_all(repository).unwrap();
+            git(repository, &[], &["init", "--quiet"]);
+        }
+        let submodule = project.join(".git/modules/sub");
+        std::fs::create_dir_all(&submodule).unwrap();
+        git(&submodule, &[], &["init", "--quiet", "--bare"]);
+        let bare = "https://git.test/g/p.git";
+        let ask = &["ls-remote", "--get-url", bare];
+        for folder in [&own, &submodule] {
+            assert_eq!(git(folder, &settings, ask), format!("{full}g/p.git"), "{}", folder.display());
+        }
+        for folder in [&nested, &beside, &root] {
+            assert_eq!(git(folder, &settings, ask), bare, "{}", folder.display());
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(git(&own, &settings, ask), bare);
     }
 }

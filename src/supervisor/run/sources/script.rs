@@ -11,25 +11,25 @@ use crate::gitlab::wire::JobPayload;
 use crate::spool::order::JobSettings;
 use crate::supervisor::run::script::{command, quote};
 
-/// The script of `get_sources`, or `None` when there is nothing to do.
+/// The script of `get_sources`, or `None` when there is nothing to do. Hooks are around what is fetched: where nothing
+/// is, none runs.
 pub fn script(settings: &Settings, job: &JobPayload, pool: &JobSettings, workspace: &str) -> Option<String> {
     let folder = quote(workspace);
     let mut out = String::new();
+    match settings.strategy {
+        Strategy::None => return None,
+        Strategy::Empty => return Some(format!("{}mkdir -p {folder}\n", removal(&folder))),
+        Strategy::Clone | Strategy::Fetch => {}
+    }
     pool_hook(&mut out, &pool.pre_get_sources_script);
     hook(&mut out, job, "pre_get_sources_script");
+    if settings.strategy == Strategy::Clone {
+        out.push_str(&removal(&folder));
+    }
+    fetch(&mut out, settings, job, &folder);
     let mut after = String::new();
     pool_hook(&mut after, &pool.post_get_sources_script);
     hook(&mut after, job, "post_get_sources_script");
-    match settings.strategy {
-        Strategy::None if out.is_empty() && after.is_empty() => return None,
-        Strategy::None => {}
-        Strategy::Empty => out.push_str(&format!("{}mkdir -p {folder}\n", removal(&folder))),
-        Strategy::Clone => {
-            out.push_str(&removal(&folder));
-            fetch(&mut out, settings, job, &folder);
-        }
-        Strategy::Fetch => fetch(&mut out, settings, job, &folder),
-    }
     if !after.is_empty() {
         out.push_str(&format!("mkdir -p {folder}\ncd {folder}\n{after}"));
     }

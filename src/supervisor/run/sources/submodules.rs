@@ -38,6 +38,12 @@ impl Update<'_> {
         // Where the server does not give a single commit, all of the history has it.
         let whole = format!("GIT_LFS_SKIP_SMUDGE=1 git submodule update --init{deep} {flags}{paths}");
         let each = |command: &str| format!("git submodule --quiet foreach{deep} {}", quote(command));
+        // A clone of some depth knows one branch; what a submodule follows may be another.
+        let branches = if self.flags.iter().any(|flag| flag == "--remote") {
+            each("git fetch --quiet origin '+refs/heads/*:refs/remotes/origin/*'")
+        } else {
+            ":".to_owned()
+        };
         let reset = each("GIT_LFS_SKIP_SMUDGE=1 git reset --quiet --hard");
         let clean = match &self.settings.clean {
             Some(flags) => each(&format!("git clean {}", plain_quoted(flags))),
@@ -52,7 +58,7 @@ impl Update<'_> {
             if self.recursive { "Updating submodules recursively..." } else { "Updating submodules..." };
         let again = say("Updating submodules failed, trying again...");
         format!(
-            "{}\n{sync} && {clean} && {reset} &&\n{{ {update} || {{ {again}; {sync} && {whole} && {reset}; }}; }} \
+            "{}\n{sync} && {clean} && {reset} &&\n{{ {update} || {{ {again}; {sync} && {branches} && {whole} && {reset}; }}; }} \
              &&\n{sync} && {clean} && {large_files}",
             say(title)
         )
