@@ -168,11 +168,6 @@ impl JobVariables {
         self.value(key).map(str::trim).filter(|value| !value.is_empty())
     }
 
-    /// A text of the job's with the variables in it replaced.
-    pub fn expanded(&self, text: &str) -> String {
-        expand(text, |name| self.value(name).unwrap_or_default().to_owned())
-    }
-
     /// Whether a flag is on; `default` when it is not set or unreadable.
     pub fn flag(&self, key: &str, default: bool) -> bool {
         self.read_flag(key, default).unwrap_or(default)

@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 
 use super::sources::wait_before;
-use super::{Ended, Failure, Job, JobError, canceled};
+use super::{Ended, Failure, Job, JobError, canceled, job_status};
 use crate::spool::record::{Outcome, ScriptEnd};
 use crate::supervisor::archive::extract::{Bounds, MOST_BYTES, MOST_ENTRIES};
 use crate::supervisor::artifacts::download::Download;
 use crate::supervisor::artifacts::plan::{due, sources};
 use crate::supervisor::artifacts::upload::Upload;
 use crate::supervisor::errand::Errand;
-use crate::supervisor::http::{HttpSettings, Shown};
+use crate::supervisor::expansion::Given;
 use crate::supervisor::http::proxy::ProxySettings;
+use crate::supervisor::http::{HttpSettings, Shown};
 use crate::supervisor::run::cancel::CancelWish;
 use crate::supervisor::run::stage::StageEnd;
 
@@ -61,7 +62,7 @@ impl Job {
         failure: Option<&Failure>,
     ) -> Result<Option<Failure>, JobError> {
         let succeeded = failure.is_none();
-        let entries = due(&self.order.job.artifacts, succeeded, |text| self.variables.expanded(text));
+        let entries = due(&self.order.job.artifacts, succeeded);
         if entries.is_empty() {
             return Ok(None);
         }
@@ -86,7 +87,9 @@ impl Job {
                 }
             }
         }
+        let texts = items.iter().flat_map(|item| item.choice.texts().chain([item.name.as_str()]));
         let errand = Errand::UploadArtifacts(Upload {
+            given: Given::of(&self.variables, job_status(failure), texts),
             project: PathBuf::from(&self.admitted.environment.workspace),
             gitlab: self.order.runner.gitlab_url.clone(),
             job: self.order.job.id,
