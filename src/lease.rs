@@ -31,7 +31,6 @@ use crate::api::job_lease::{JobLeaseStatus, LeasePhase};
 use crate::api::{JobLease, condition};
 use crate::clock;
 use crate::deed::Point;
-use crate::gitlab::client::JobCredentials;
 use crate::gitlab::reason::FailureReason;
 use crate::gitlab::support;
 use crate::gitlab::trace::Trace;
@@ -154,7 +153,7 @@ async fn attempt(held: &Arc<Held>, lease: Arc<JobLease>) -> Result<(), DriveErro
         Err(error) => return close_without_payload(held, &lease, &error.to_string()).await,
     };
     let conversation =
-        Conversation::new(held, settings.gitlab.clone(), JobCredentials::of(&job), job.features.clone());
+        Conversation::new(held, settings.gitlab.clone(), settings.credentials(&job), job.features.clone());
     let mut driver = Driver {
         held: Arc::clone(held),
         settings,

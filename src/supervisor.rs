@@ -22,6 +22,7 @@ pub mod claim;
 pub mod context;
 pub mod counter;
 pub mod errand;
+pub mod expansion;
 pub mod export;
 pub mod hello;
 pub mod holdings;

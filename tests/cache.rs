@@ -155,6 +155,12 @@ async fn a_bucket_in_trouble_is_asked_again_and_a_slow_one_is_not_waited_for_for
     let left = stage.run(leaving("leaves")).await?;
     ensure!(left.log_contains("503 SlowDown; again in"), "{}", told(&left));
     ensure!(left.state == JobState::Success && left.log_contains("Created cache"), "{}", told(&left));
+    // A job may have more patience than its pool.
+    scene.bucket.fault("GET", 1, json!({ "delay": 6 })).await?;
+    let patient = job("patient", json!({ "policy": "pull" }), &["cat deps/x"]);
+    let patient = stage.run(patient.variable("CACHE_REQUEST_TIMEOUT", "1")).await?;
+    ensure!(patient.log_contains("Successfully extracted cache"), "{}", told(&patient));
+    ensure!(!patient.log_contains("again in"), "{}", told(&patient));
     scene.bucket.fault("GET", 9, json!({ "delay": 20 })).await?;
     let slow = stage.run(job("slow", json!({ "policy": "pull" }), &["echo ran."])).await?;
     ensure!(slow.state == JobState::Success && slow.log_contains("\nran.\n"), "{}", told(&slow));

@@ -444,6 +444,26 @@ async fn a_legacy_server_starts_the_job_at_once_and_refuses_pending() {
 }
 
 #[tokio::test]
+async fn a_log_that_may_show_secrets_has_to_be_told_as_one() {
+    let bed = bed().await;
+    for (key, value, is_debugged) in [
+        ("CI_DEBUG_TRACE", "true", true),
+        ("CI_DEBUG_TRACE", "1", true),
+        ("CI_DEBUG_SERVICES", "Yes", true),
+        ("CI_DEBUG_TRACE", "$WANTED", true),
+        ("CI_DEBUG_TRACE", "${WANTED}", true),
+        ("CI_DEBUG_TRACE", "$MISSING", false),
+        ("CI_DEBUG_TRACE", "false", false),
+    ] {
+        let job = bed.run(JobSpec::new("build").variable(key, value).variable("WANTED", "on")).await;
+        bed.put(&job, json!({ "state": "running" })).await;
+        bed.patch(&job, 0, b"abc").await;
+        let expected: &[&str] = if is_debugged { &["trace_debug_parameter"] } else { &[] };
+        assert_eq!(bed.broken(), expected, "{key}={value}");
+    }
+}
+
+#[tokio::test]
 async fn a_chunk_is_judged_by_itself() {
     let bed = bed().await;
     let job = bed.run(JobSpec::new("build")).await;

@@ -82,6 +82,7 @@ const PURE: &[&str] = &[
     "supervisor/archive/zip/header.rs",
     "supervisor/artifacts/plan.rs",
     "supervisor/artifacts/rules.rs",
+    "supervisor/expansion/shell.rs",
     "supervisor/http/proxy.rs",
     "supervisor/cache/rules.rs",
     "supervisor/log/mask.rs",

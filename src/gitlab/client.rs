@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 
 use super::features;
 use super::transport::Transport;
-use super::wire::JobPayload;
+use super::variables::is_debugged;
+use super::wire::{JobPayload, Variable};
 use crate::bounds::GitLabBounds;
 use crate::telemetry::{Metrics, RunnerLabels};
 
@@ -72,18 +73,17 @@ pub struct JobCredentials {
     pub id: u64,
     /// Job token.
     pub token: Arc<SecretString>,
-    /// Whether the job asked for a trace that may show secrets; GitLab restricts who may read such a log.
+    /// Whether the job's trace may show secrets; GitLab restricts who may read such a log.
     pub debug_trace: bool,
 }
 
 impl JobCredentials {
-    /// The credentials of a job.
-    pub fn of(job: &JobPayload) -> Self {
-        let is_on = |key| job.variable(key).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    /// The credentials of a job whose pool gives it these variables.
+    pub fn of(job: &JobPayload, environment: &[Variable]) -> Self {
         Self {
             id: job.id,
             token: Arc::new(SecretString::from(job.token.clone())),
-            debug_trace: is_on("CI_DEBUG_TRACE") || is_on("CI_DEBUG_SERVICES"),
+            debug_trace: is_debugged(job, environment),
         }
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! Pure. Assumes nothing of names and values: a name that a shell cannot export is set aside, not exported.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
+use crate::gitlab::inputs::in_place;
 use crate::gitlab::wire::{JobPayload, REVISION, Variable};
 
 /// Where a job runs and under which limits, as far as its variables tell it.
@@ -42,6 +44,9 @@ pub const CERTIFICATE_FILE: &str = "CI_SERVER_TLS_CERT_FILE";
 
 /// Name of the file variable with that certificate's key.
 pub const KEY_FILE: &str = "CI_SERVER_TLS_KEY_FILE";
+
+/// Names of the variables by which a job asks for a log that may show secrets.
+const DEBUGS: [&str; 2] = ["CI_DEBUG_TRACE", "CI_DEBUG_SERVICES"];
 
 /// Names that `bash` keeps for itself: to assign one of them ends the script.
 const SHELLS_OWN: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"];
@@ -163,11 +168,6 @@ impl JobVariables {
         self.value(key).map(str::trim).filter(|value| !value.is_empty())
     }
 
-    /// A text of the job's with the variables in it replaced.
-    pub fn expanded(&self, text: &str) -> String {
-        expand(text, |name| self.value(name).unwrap_or_default().to_owned())
-    }
-
     /// Whether a flag is on; `default` when it is not set or unreadable.
     pub fn flag(&self, key: &str, default: bool) -> bool {
         self.read_flag(key, default).unwrap_or(default)
@@ -197,6 +197,18 @@ impl JobVariables {
             self.secrets.extend(lines.map(str::to_owned));
         }
     }
+}
+
+/// Whether a job's log may show secrets: by its own variables and those of its pool, read as on the host. GitLab lets
+/// fewer people read such a log.
+pub fn is_debugged(job: &JobPayload, environment: &[Variable]) -> bool {
+    let job =
+        if job.inputs.is_empty() { Ok(Cow::Borrowed(job)) } else { in_place(job.clone()).map(Cow::Owned) };
+    // One whose inputs do not fit is refused before anything of it is shown.
+    job.is_ok_and(|job| {
+        let all = JobVariables::gather(&job, &Surroundings { environment, ..Surroundings::default() });
+        DEBUGS.iter().any(|key| all.flag(key, false))
+    })
 }
 
 /// Runner-made variables, then GitLab's, then those that nobody may override.
@@ -333,6 +345,7 @@ fn reference(after: &str) -> Reference<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
 
@@ -424,6 +437,31 @@ pub(crate) mod tests {
         assert_eq!(all.value("CI_SERVER"), Some("yes"));
         assert_eq!(all.value("CI_DISPOSABLE_ENVIRONMENT"), Some("true"));
         assert_eq!(all.value("CI_SHARED_ENVIRONMENT"), None);
+    }
+
+    #[test]
+    fn a_job_is_debugged_whenever_its_shell_is_traced() {
+        let debugged = |variables: &[Variable], environment: &[Variable]| {
+            let inputs = vec![json!({"key": "debug", "value": {"content": true}})];
+            let job = JobPayload { variables: variables.to_vec(), inputs, ..JobPayload::default() };
+            is_debugged(&job, environment)
+        };
+        let trace = |value: &str| variable("CI_DEBUG_TRACE", value);
+        for on in ["1", "t", "true", "TRUE", "yes", "on", " on ", "$CI_SERVER", "${{ job.inputs.debug }}"] {
+            assert!(debugged(&[trace(on)], &[]), "{on:?}");
+            assert!(debugged(&[variable("CI_DEBUG_SERVICES", on)], &[]), "{on:?}");
+            // A pool's words name no inputs.
+            assert!(on.contains("inputs") || debugged(&[], &[trace(on)]), "{on:?} of the pool");
+        }
+        for off in ["", "0", "false", "no", "off", "perhaps", "$MISSING"] {
+            assert!(!debugged(&[trace(off)], &[]), "{off:?}");
+            // The job's own word wins over its pool's.
+            assert!(!debugged(&[trace(off)], &[trace("true")]), "{off:?}");
+        }
+        assert!(debugged(&[trace("true"), trace("false"), trace("1")], &[]));
+        assert!(!debugged(&[trace("true"), trace("false")], &[]));
+        // A job that is refused shows nothing.
+        assert!(!debugged(&[trace("true"), variable("A", "${{ job.inputs.none }}")], &[]));
     }
 
     #[test]

@@ -19,15 +19,14 @@ use super::record::Step;
 use super::stream::{Streamed, Streaming, stream, until};
 use super::{DriveError, Driver, resume, suspend, wish};
 use crate::api::job_lease::LeasePhase;
-use crate::api::runner_pool::{EnvironmentVariable, RunnerPoolSpec};
 use crate::clock;
 use crate::deed::Point;
 use crate::gitlab::client::Wish;
 use crate::gitlab::reason::FailureReason;
 use crate::gitlab::trace::Trace;
-use crate::gitlab::wire::Variable;
 use crate::host::link::{Attached, Link, LinkError};
 use crate::pool::inventory;
+use crate::pool::settings::Settings;
 use crate::pool::slots::Slot;
 use crate::spool::FORMAT;
 use crate::spool::cache::CacheOrder;
@@ -246,22 +245,17 @@ fn build_order(driver: &Driver, link: &Link) -> JobOrder {
         notices: suspend::announcement(driver, wish).into_iter().collect(),
         log_limit_bytes: u64::from(settings.spec.output_limit) * 1024,
         pids_limit: settings.spec.pids_limit,
-        settings: job_settings(&settings.spec),
+        settings: job_settings(settings),
         cache: None,
     }
 }
 
 /// What the pool says about each of its jobs.
-fn job_settings(spec: &RunnerPoolSpec) -> JobSettings {
+fn job_settings(settings: &Settings) -> JobSettings {
+    let spec = &settings.spec;
     let text = |script: &Option<String>| script.clone().unwrap_or_default();
-    let variable = |each: &EnvironmentVariable| Variable {
-        key: each.name.clone(),
-        value: each.value.clone(),
-        public: true,
-        ..Variable::default()
-    };
     JobSettings {
-        environment: spec.environment.iter().flatten().map(variable).collect(),
+        environment: settings.environment(),
         pre_get_sources_script: text(&spec.pre_get_sources_script),
         post_get_sources_script: text(&spec.post_get_sources_script),
         pre_build_script: text(&spec.pre_build_script),

@@ -240,7 +240,7 @@ async fn accept(held: &Arc<Held>, settings: &Settings, job: &JobPayload, raw: &[
     let parts = match payload::pack(raw) {
         Ok(parts) => parts,
         Err(error) => {
-            let credentials = JobCredentials::of(job);
+            let credentials = settings.credentials(job);
             tail::refuse_without_lease(held, settings, &credentials, &error.to_string()).await;
             return;
         }
@@ -250,7 +250,7 @@ async fn accept(held: &Arc<Held>, settings: &Settings, job: &JobPayload, raw: &[
     // The driver sees the lease as soon as it exists; it must not look for a payload that is still being written.
     let arriving = held.arriving(&name);
     let mut backoff = Backoff::default();
-    let mut hold = Hold::new(JobCredentials::of(job));
+    let mut hold = Hold::new(settings.credentials(job));
     loop {
         let error = match timeout(WRITE_TIMEOUT, write(held, &lease, &parts)).await {
             Ok(Ok(())) => {

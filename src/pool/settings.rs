@@ -20,11 +20,14 @@ use super::{Held, runner_secret};
 use crate::api::RunnerPool;
 use crate::api::key::system_id;
 use crate::api::registration::GitLabSpec;
-use crate::api::runner_pool::{Authentication, Isolation, KeyRef, ObjectRef, RunnerPoolSpec};
+use crate::api::runner_pool::{
+    Authentication, EnvironmentVariable, Isolation, KeyRef, ObjectRef, RunnerPoolSpec,
+};
 use crate::bucket::Caches;
 use crate::environment::check::PoolIdentity;
-use crate::gitlab::client::{Client as GitLab, UrlError, VerifyAnswer};
+use crate::gitlab::client::{Client as GitLab, JobCredentials, UrlError, VerifyAnswer};
 use crate::gitlab::transport::{Transport, TransportError, Trust};
+use crate::gitlab::wire::{JobPayload, Variable};
 use crate::provider::Cloud;
 use crate::provider::observer::AccountKey;
 use crate::spool::order;
@@ -70,6 +73,22 @@ impl Settings {
             Some(Isolation::Shared) if slots > 1 => order::Isolation::Shared,
             Some(Isolation::Shared) | None => order::Isolation::Single,
         }
+    }
+
+    /// What GitLab is told of a job with.
+    pub fn credentials(&self, job: &JobPayload) -> JobCredentials {
+        JobCredentials::of(job, &self.environment())
+    }
+
+    /// The pool's variables for its jobs.
+    pub fn environment(&self) -> Vec<Variable> {
+        let variable = |each: &EnvironmentVariable| Variable {
+            key: each.name.clone(),
+            value: each.value.clone(),
+            public: true,
+            ..Variable::default()
+        };
+        self.spec.environment.iter().flatten().map(variable).collect()
     }
 
     /// Whether two settings lead to the same connections and conversations.

@@ -155,7 +155,7 @@ pub struct RunnerFacts {
     pub gitlab_url: String,
     /// PEM certificates to trust for git over HTTPS, besides the host's own.
     pub ca_bundle: Option<String>,
-    /// What git shows the server, where it asks for a certificate.
+    /// What git and transfers of artifacts show the server, where it asks for a certificate.
     #[serde(default)]
     pub client: Option<ClientIdentity>,
 }
@@ -187,6 +187,11 @@ impl ClientIdentity {
             }
         }
         (!certificate.is_empty() && !key.is_empty()).then_some(Self { certificate, key })
+    }
+
+    /// Both in one text.
+    pub fn pem(&self) -> String {
+        format!("{}\n{}", self.certificate, self.key)
     }
 }
 
@@ -227,7 +232,8 @@ mod tests {
         let (one, two) = (block("CERTIFICATE", "b25l"), block("CERTIFICATE", "dHdv"));
         let key = block("EC PRIVATE KEY", "c2VjcmV0");
         let read = ClientIdentity::from_pem(&format!("{one}{two}\n{key}\n")).unwrap();
-        assert_eq!((read.certificate, &read.key), (format!("{one}{two}"), &key));
+        assert_eq!((&read.certificate, &read.key), (&format!("{one}{two}"), &key));
+        assert_eq!(ClientIdentity::from_pem(&read.pem()).as_ref(), Some(&read));
         assert_eq!(ClientIdentity::from_pem(&one), None);
         assert_eq!(ClientIdentity::from_pem(""), None);
         let shown = format!("{:?}", ClientIdentity { certificate: one, key });

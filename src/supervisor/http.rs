@@ -20,12 +20,13 @@ use serde::{Deserialize, Serialize};
 use ureq::http::{self, HeaderMap, Method, StatusCode};
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, TcpConnector};
 use ureq::{Agent, BodyReader, SendBody};
-use url::Url;
+use url::{Origin, Url};
 
 use self::early::{EarlyAnswers, Flag};
 use self::proxy::ProxySettings;
 use self::resolver::HostResolver;
 use self::secure::SecureConnector;
+use crate::spool::order::ClientIdentity;
 use crate::tls;
 
 /// Time for a connection, its handshake included.
@@ -45,14 +46,28 @@ const SHOWN: u64 = 4096;
 pub struct HttpSettings {
     /// Certificates to trust besides the host's own, as PEM.
     pub ca_bundle: Option<String>,
+    /// What is shown, and to whom.
+    #[serde(default)]
+    pub shown: Option<Shown>,
     /// Proxies.
     pub proxy: ProxySettings,
+}
+
+/// A certificate that one server is shown and no other: not the storage it sends requests on to.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Shown {
+    /// An address of the server.
+    pub to: String,
+    /// The certificate.
+    pub identity: ClientIdentity,
 }
 
 /// A client.
 #[derive(Debug)]
 pub struct Client {
     tls: Arc<ClientConfig>,
+    /// For the one server that is shown a certificate.
+    showing: Option<(Origin, Arc<ClientConfig>)>,
     proxy: ProxySettings,
 }
 
@@ -127,9 +142,16 @@ impl Client {
     /// # Errors
     /// When the certificates cannot be read.
     pub fn new(settings: &HttpSettings) -> Result<Self, HttpError> {
-        let tls = tls::client_config(settings.ca_bundle.as_deref(), None)
-            .map_err(|error| HttpError::Settings(error.to_string()))?;
-        Ok(Self { tls: Arc::new(tls), proxy: settings.proxy.clone() })
+        let config = |identity: Option<&str>| {
+            let made = tls::client_config(settings.ca_bundle.as_deref(), identity);
+            made.map(Arc::new).map_err(|error| HttpError::Settings(error.to_string()))
+        };
+        let showing = settings.shown.as_ref().map(|shown| {
+            let to = Url::parse(&shown.to)
+                .map_err(|_| HttpError::Settings("the pool's GitLab address cannot be used".to_owned()))?;
+            Ok((to.origin(), config(Some(&shown.identity.pem()))?))
+        });
+        Ok(Self { tls: config(None)?, showing: showing.transpose()?, proxy: settings.proxy.clone() })
     }
 
     /// Sends a request.
@@ -181,8 +203,14 @@ impl Client {
             ().chain(ConnectProxyConnector::default())
                 .chain(TcpConnector::default())
                 .chain(EarlyAnswers { answered: answered.clone() })
-                .chain(SecureConnector { config: Arc::clone(&self.tls) });
+                .chain(SecureConnector { config: Arc::clone(self.tls_to(url)) });
         Ok(Agent::with_parts(config, connector, HostResolver))
+    }
+
+    /// How a server is spoken to.
+    fn tls_to(&self, url: &Url) -> &Arc<ClientConfig> {
+        let showing = self.showing.as_ref().filter(|(origin, _)| *origin == url.origin());
+        showing.map_or(&self.tls, |(_, config)| config)
     }
 }
 
@@ -256,6 +284,7 @@ impl fmt::Debug for HttpSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpSettings")
             .field("has_ca_bundle", &self.ca_bundle.is_some())
+            .field("shows_certificate", &self.shown.is_some())
             .finish_non_exhaustive()
     }
 }

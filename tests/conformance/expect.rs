@@ -113,6 +113,9 @@ pub struct UploadWish {
     /// Modes by path, in octal.
     #[serde(default)]
     pub modes: BTreeMap<String, String>,
+    /// Bytes of the file, at least and at most.
+    #[serde(default)]
+    pub bytes: Option<(usize, usize)>,
 }
 
 fn archive() -> String {
@@ -346,6 +349,11 @@ impl UploadWish {
                 format!("{:?}", upload.modes.get(path)),
                 format!("{:?}", Some(mode)),
             );
+        }
+        if let Some((least, most)) = self.bytes
+            && !(least..=most).contains(&upload.bytes)
+        {
+            found.push(format!("{file} has {} bytes, not {least} to {most}", upload.bytes));
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::{OnceCell, Semaphore};
@@ -75,10 +75,13 @@ pub fn complaints() -> Vec<String> {
     for playground in open {
         let of_nobody = playground.stage.gitlab.violations().into_iter().filter(|seen| seen.job.is_none());
         found.extend(of_nobody.map(|seen| format!("the protocol was broken: {seen}")));
-        match playground.stage.operator() {
-            Ok(operator) if operator.pid().is_some() => {}
-            Ok(operator) => found.push(format!("the operator ended by itself: {}", operator.log_tail())),
-            Err(error) => found.push(anyhow!(error).to_string()),
+        // One that a case of another area has killed, and is about to start again, has not ended by itself.
+        match playground.stage.operator().and_then(|operator| Ok((operator.ended()?, operator))) {
+            Ok((None, _)) => {}
+            Ok((Some(status), operator)) => {
+                found.push(format!("the operator ended by itself, with {status}: {}", operator.log_tail()));
+            }
+            Err(error) => found.push(error.to_string()),
         }
     }
     found

@@ -27,6 +27,8 @@ pub struct Upload {
     pub entries: BTreeMap<String, String>,
     /// Modes by path, in octal.
     pub modes: BTreeMap<String, String>,
+    /// Bytes of the file.
+    pub bytes: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -80,6 +82,7 @@ pub async fn read(artifact: &Artifact) -> Result<Upload> {
         file,
         entries: listing.entries,
         modes: listing.modes,
+        bytes: data.len(),
     })
 }
 

@@ -72,6 +72,11 @@ impl Operator {
         self.server.start_again()
     }
 
+    /// How it ended, if it did so by itself; `None` while it runs, and once [`Operator::kill`] has ended it.
+    pub fn ended(&self) -> Result<Option<ExitStatus>> {
+        self.server.ended()
+    }
+
     /// Waits until it has ended by itself, by a signal of its own or not; [`Operator::start_again`] may follow.
     pub async fn until_ended(&self, limit: Duration) -> Result<ExitStatus> {
         until("the operator ends", limit, async || self.server.ended())

@@ -683,6 +683,7 @@ fn a_member_that_stays_keeps_no_volume() {
     facts.volumes.insert("vol-1".into(), volume);
     let delete = Change::DeleteVolume { volume: "vol-1".into() };
     assert_eq!(taken_back(&facts, ready(&[]), true), [Step::Cloud(delete)]);
+}
 
 mod dry {
     //! A zone that gets no instance, through the time that a snapshot takes: the fleet comes to rest.

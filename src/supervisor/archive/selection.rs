@@ -12,7 +12,7 @@ use super::project::ProjectFolder;
 use super::shown;
 use crate::spool::MARKER;
 
-/// What a job wants in an archive; variables are expanded already.
+/// What a job wants in an archive.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choice {
     /// Files, folders and patterns.
@@ -23,7 +23,22 @@ pub struct Choice {
     pub untracked: bool,
 }
 
-/// Finds the files; what was found by which path is said line by line. `kind` is what they are of, `artifact` or
+impl Choice {
+    /// The same with each text expanded; what comes to nothing is no path.
+    pub fn expanded(&self, expand: &dyn Fn(&str) -> String) -> Self {
+        let all = |texts: &[String]| {
+            texts.iter().map(|text| expand(text)).filter(|text| !text.is_empty()).collect()
+        };
+        Self { paths: all(&self.paths), exclude: all(&self.exclude), untracked: self.untracked }
+    }
+
+    /// Its texts.
+    pub fn texts(&self) -> impl Iterator<Item = &str> + Clone {
+        self.paths.iter().chain(&self.exclude).map(String::as_str)
+    }
+}
+
+/// Finds the files of a choice whose texts are expanded; what was found by which path is said line by line. `kind` is what they are of, `artifact` or
 /// `cache`. The names are in order, each folder before what is in it.
 ///
 /// # Errors

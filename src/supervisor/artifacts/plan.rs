@@ -10,20 +10,14 @@ use crate::supervisor::archive::write::Format;
 const UNNAMED: &str = "artifacts";
 const EMPTY_NAME: &str = "default";
 
-/// The entries that are due; one that cannot be packed comes as the reason why not.
-pub fn due(
-    entries: &[ArtifactSpec],
-    succeeded: bool,
-    expand: impl Fn(&str) -> String,
-) -> Vec<Result<Item, String>> {
+/// The entries that are due, as the job wrote them; one that cannot be packed comes as the reason why not.
+pub fn due(entries: &[ArtifactSpec], succeeded: bool) -> Vec<Result<Item, String>> {
     let is_due = |entry: &&ArtifactSpec| match entry.when.as_str() {
         "always" => true,
         "on_failure" => !succeeded,
         // Also what is not known: artifacts of a failed job that nobody asked for would take up room.
         _ => succeeded,
     };
-    let expand_all =
-        |texts: &[String]| texts.iter().map(|text| expand(text)).filter(|text| !text.is_empty()).collect();
     entries
         .iter()
         .filter(is_due)
@@ -39,10 +33,10 @@ pub fn due(
                 )
             })?;
             Ok(Item {
-                file_name: file_name(&entry.name, format, &expand),
+                name: if entry.name.is_empty() { UNNAMED.to_owned() } else { entry.name.clone() },
                 choice: Choice {
-                    paths: expand_all(&entry.paths),
-                    exclude: expand_all(&entry.exclude),
+                    paths: entry.paths.clone(),
+                    exclude: entry.exclude.clone(),
                     untracked: entry.untracked,
                 },
                 format,
@@ -53,10 +47,15 @@ pub fn due(
         .collect()
 }
 
-fn file_name(name: &str, format: Format, expand: impl Fn(&str) -> String) -> String {
-    let expanded = if name.is_empty() { UNNAMED.to_owned() } else { expand(name) };
+/// The entry with its variables in place.
+pub fn expanded(item: &Item, expand: &dyn Fn(&str) -> String) -> Item {
+    Item { name: expand(&item.name), choice: item.choice.expanded(expand), ..item.clone() }
+}
+
+/// The name of the file of an entry whose variables are in place.
+pub fn file_name(name: &str, format: Format) -> String {
     // A branch's name has slashes; a file's has none.
-    let last = expanded.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
+    let last = name.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
     let base = if matches!(last.trim(), "" | "." | "..") { EMPTY_NAME } else { last };
     match format {
         Format::Zip => format!("{base}.zip"),
@@ -96,7 +95,7 @@ mod tests {
     }
 
     fn names(when: &str, succeeded: bool) -> usize {
-        due(&[entry(json!({"when": when}))], succeeded, expand).len()
+        due(&[entry(json!({"when": when}))], succeeded).len()
     }
 
     #[test]
@@ -110,8 +109,8 @@ mod tests {
     #[test]
     fn names_paths_and_excludes_are_expanded() {
         let spec = entry(json!({"name": "$REF", "paths": ["out/$REF", "$EMPTY"], "exclude": ["$REF/x"]}));
-        let item = due(&[spec], true, expand).remove(0).unwrap();
-        assert_eq!(item.file_name, "x.zip");
+        let item = expanded(due(&[spec], true).remove(0).as_ref().unwrap(), &expand);
+        assert_eq!(file_name(&item.name, item.format), "x.zip");
         assert_eq!(item.choice.paths, ["out/feature/x"]);
         assert_eq!(item.choice.exclude, ["feature/x/x"]);
         assert_eq!(item.kind, "archive");
@@ -121,7 +120,8 @@ mod tests {
     fn each_format_has_its_ending_and_each_name_something() {
         let name = |name: &str, format: &str| {
             let spec = entry(json!({"name": name, "artifact_format": format, "artifact_type": "junit"}));
-            due(&[spec], true, expand).remove(0).unwrap().file_name
+            let item = expanded(due(&[spec], true).remove(0).as_ref().unwrap(), &expand);
+            file_name(&item.name, item.format)
         };
         assert_eq!(name("", "zip"), "artifacts.zip");
         assert_eq!(name("junit.xml", "gzip"), "junit.xml.gz");
@@ -133,14 +133,14 @@ mod tests {
     #[test]
     fn a_format_that_is_not_written_is_named() {
         let spec = entry(json!({"artifact_format": "zipzstd"}));
-        let why = due(&[spec], true, expand).remove(0).unwrap_err();
+        let why = due(&[spec], true).remove(0).unwrap_err();
         assert!(why.contains("zipzstd") && why.contains("gzip"), "{why}");
     }
 
     #[test]
     fn an_entry_without_anything_to_look_for_is_none() {
-        assert!(due(&[entry(json!({"paths": []}))], true, expand).is_empty());
-        assert_eq!(due(&[entry(json!({"paths": [], "untracked": true}))], true, expand).len(), 1);
+        assert!(due(&[entry(json!({"paths": []}))], true).is_empty());
+        assert_eq!(due(&[entry(json!({"paths": [], "untracked": true}))], true).len(), 1);
     }
 
     #[test]

@@ -12,11 +12,13 @@ use url::Url;
 
 use super::address;
 use super::multipart::{Ended, Form, boundary};
+use super::plan::{expanded, file_name};
 use super::rules::{MOST_REDIRECTS, Next, Outcome, after_upload};
 use crate::supervisor::archive::project::ProjectFolder;
 use crate::supervisor::archive::selection::{Choice, select};
 use crate::supervisor::archive::write::{Format, level, write};
 use crate::supervisor::errand::{fail, say};
+use crate::supervisor::expansion::{Given, Variables};
 use crate::supervisor::http::{Client, HttpSettings, Payload, Request, WHOLE, request_id};
 
 /// What is to be handed over.
@@ -34,6 +36,8 @@ pub struct Upload {
     pub http: HttpSettings,
     /// How much is compressed, in GitLab's words.
     pub compression: String,
+    /// What is put in place of the variables in entries.
+    pub given: Given,
     /// The entries, in order.
     pub items: Vec<Item>,
 }
@@ -41,8 +45,8 @@ pub struct Upload {
 /// One of a job's artifacts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Item {
-    /// The name of its file.
-    pub file_name: String,
+    /// Its name.
+    pub name: String,
     /// What is in it.
     pub choice: Choice,
     /// How it is packed.
@@ -75,9 +79,11 @@ pub fn run(upload: &Upload) -> ExitCode {
         }
     };
     let mut code = ExitCode::SUCCESS;
+    let variables = Variables::read(&upload.given);
     for item in &upload.items {
         say("Uploading artifacts...");
-        if let Err(why) = hand_over(upload, item, &project, &client, &url) {
+        let item = expanded(item, &|text| variables.expand(text));
+        if let Err(why) = hand_over(upload, &item, &project, &client, &url) {
             fail(&format!("Uploading artifacts as \"{}\" to coordinator... failed: {why}", item.kind));
             code = ExitCode::FAILURE;
         }
@@ -161,7 +167,7 @@ fn send(
     let ended = Ended::new();
     let outcome = thread::scope(|threads| {
         threads.spawn(|| pack(item, &upload.compression, project, names, writer, &ended));
-        let mut form = Form::new(&boundary, &item.file_name, reader, &ended);
+        let mut form = Form::new(&boundary, &file_name(&item.name, item.format), reader, &ended);
         let content_type = format!("multipart/form-data; boundary={boundary}");
         let headers = [
             ("JOB-TOKEN", upload.token.as_str()),

@@ -19,6 +19,7 @@ use crate::supervisor::archive::selection::{Choice, warning};
 use crate::supervisor::archive::zip::read::ZipReader;
 use crate::supervisor::artifacts::download::nameless;
 use crate::supervisor::errand::say;
+use crate::supervisor::expansion::{Given, Variables};
 use crate::supervisor::http::{Client, HttpError, HttpSettings, Payload, Request};
 
 /// What is to be brought.
@@ -36,6 +37,8 @@ pub struct Restore {
     pub from: Place,
     /// What belongs to it.
     pub choice: Choice,
+    /// What is put in place of the variables in that.
+    pub given: Given,
     /// How requests are made.
     pub http: HttpSettings,
     /// Seconds that a request may take.
@@ -84,8 +87,10 @@ fn bring(restore: &Restore) -> Result<bool, String> {
     if let Some(index) = restore.own
         && let Ok(archive) = ZipReader::open(again)
     {
+        let variables = Variables::read(&restore.given);
+        let choice = restore.choice.expanded(&|text| variables.expand(text));
         // Without it, the cache is saved at the end whether it has changed or not.
-        let _noted = seen::note(&archive, &project, &restore.choice, &restore.temporary, index);
+        let _noted = seen::note(&archive, &project, &choice, &restore.temporary, index);
     }
     Ok(true)
 }

@@ -18,6 +18,7 @@ use crate::supervisor::archive::selection::{Choice, select, warning};
 use crate::supervisor::archive::write::{Format, level, write};
 use crate::supervisor::artifacts::download::nameless;
 use crate::supervisor::errand::say;
+use crate::supervisor::expansion::{Given, Variables};
 use crate::supervisor::http::{Client, HttpError, HttpSettings, Payload, Request};
 
 /// What is to be left.
@@ -35,6 +36,8 @@ pub struct Save {
     pub to: Place,
     /// What belongs to it.
     pub choice: Choice,
+    /// What is put in place of the variables in that.
+    pub given: Given,
     /// How much is compressed, in GitLab's words.
     pub compression: String,
     /// Bytes that it may have; 0 is no limit.
@@ -66,7 +69,9 @@ pub fn run(save: &Save) -> ExitCode {
 fn leave(save: &Save) -> Result<bool, String> {
     let project = ProjectFolder::open(&save.project)
         .map_err(|error| format!("{} cannot be opened: {error}", save.project.display()))?;
-    let names = select(&project, &save.choice, "cache", &mut say).map_err(|error| error.to_string())?;
+    let variables = Variables::read(&save.given);
+    let choice = save.choice.expanded(&|text| variables.expand(text));
+    let names = select(&project, &choice, "cache", &mut say).map_err(|error| error.to_string())?;
     if names.is_empty() {
         say("Nothing belongs to this cache: it is left as it was");
         return Ok(false);

@@ -233,6 +233,57 @@ fn trusted_by_its_bundle(authority: &str) {
     assert!(server.join().unwrap());
 }
 
+/// A TLS server for one connection; answers what it was shown, if the handshake came to its end.
+fn asking_server(key: &[u8], certificate: &str) -> (Url, JoinHandle<Option<usize>>) {
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use rustls::server::WebPkiClientVerifier;
+
+    let own = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(own.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let asks = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .allow_unauthenticated()
+        .build()
+        .unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(asks)
+        .with_single_cert(vec![own], PrivateKeyDer::from_pem_slice(key).unwrap())
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = Url::parse(&format!("https://{}/", listener.local_addr().unwrap())).unwrap();
+    let thread = thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let connection = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+        let mut stream = rustls::StreamOwned::new(connection, stream);
+        stream.read_exact(&mut [0; 4]).ok()?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").ok()?;
+        Some(stream.conn.peer_certificates().map_or(0, <[_]>::len))
+    });
+    (url, thread)
+}
+
+#[test]
+fn the_pools_certificate_is_shown_to_its_own_server_and_to_no_other() {
+    let (key, certificate) = certificate("FALSE");
+    let identity =
+        ClientIdentity { certificate: certificate.clone(), key: String::from_utf8(key.clone()).unwrap() };
+    let (gitlab, of_gitlab) = asking_server(&key, &certificate);
+    let (storage, of_storage) = asking_server(&key, &certificate);
+    let shown = Some(Shown { to: gitlab.join("sub/path").unwrap().to_string(), identity });
+    let settings = HttpSettings { ca_bundle: Some(certificate), shown, ..HttpSettings::default() };
+    let text = format!("{settings:?}");
+    assert!(text.contains("shows_certificate: true") && !text.contains("BEGIN"), "{text}");
+    let client = Client::new(&settings).unwrap();
+    for url in [&gitlab, &storage] {
+        assert_eq!(client.send(get(url)).unwrap().status.as_u16(), 200);
+    }
+    assert_eq!((of_gitlab.join().unwrap(), of_storage.join().unwrap()), (Some(1), Some(0)));
+}
+
 #[test]
 fn a_proxy_is_asked_in_the_hosts_place() {
     // It speaks plain HTTP and is asked for a tunnel, whatever is behind it.

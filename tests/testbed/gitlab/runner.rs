@@ -50,6 +50,8 @@ pub struct RunnerView {
     pub settings: Value,
     /// The system ids that have used it.
     pub machines: Vec<String>,
+    /// When its token expires.
+    pub expires_at: Option<Timestamp>,
 }
 
 /// A runner as the server keeps it.

@@ -35,6 +35,7 @@ impl GitLab {
             tags: runner.tags.iter().cloned().collect(),
             settings: serde_json::Value::Object(runner.settings.clone()),
             machines: runner.machines.keys().cloned().collect(),
+            expires_at: runner.expires_at,
         };
         world.runners.values().map(view).collect()
     }

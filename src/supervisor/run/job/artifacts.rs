@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 
 use super::sources::wait_before;
-use super::{Ended, Failure, Job, JobError, canceled};
+use super::{Ended, Failure, Job, JobError, canceled, job_status};
 use crate::spool::record::{Outcome, ScriptEnd};
 use crate::supervisor::archive::extract::{Bounds, MOST_BYTES, MOST_ENTRIES};
 use crate::supervisor::artifacts::download::Download;
 use crate::supervisor::artifacts::plan::{due, sources};
 use crate::supervisor::artifacts::upload::Upload;
 use crate::supervisor::errand::Errand;
-use crate::supervisor::http::HttpSettings;
+use crate::supervisor::expansion::Given;
 use crate::supervisor::http::proxy::ProxySettings;
+use crate::supervisor::http::{HttpSettings, Shown};
 use crate::supervisor::run::cancel::CancelWish;
 use crate::supervisor::run::stage::StageEnd;
 
@@ -28,7 +29,7 @@ impl Job {
             project: PathBuf::from(&self.admitted.environment.workspace),
             temporary: PathBuf::from(&self.temporary),
             gitlab: self.order.runner.gitlab_url.clone(),
-            http: self.http_settings(),
+            http: self.gitlab_settings(),
             bounds: self.unpack_bounds()?,
             jobs,
         });
@@ -61,7 +62,7 @@ impl Job {
         failure: Option<&Failure>,
     ) -> Result<Option<Failure>, JobError> {
         let succeeded = failure.is_none();
-        let entries = due(&self.order.job.artifacts, succeeded, |text| self.variables.expanded(text));
+        let entries = due(&self.order.job.artifacts, succeeded);
         if entries.is_empty() {
             return Ok(None);
         }
@@ -86,12 +87,14 @@ impl Job {
                 }
             }
         }
+        let texts = items.iter().flat_map(|item| item.choice.texts().chain([item.name.as_str()]));
         let errand = Errand::UploadArtifacts(Upload {
+            given: Given::of(&self.variables, job_status(failure), texts),
             project: PathBuf::from(&self.admitted.environment.workspace),
             gitlab: self.order.runner.gitlab_url.clone(),
             job: self.order.job.id,
             token: self.order.job.token.clone(),
-            http: self.http_settings(),
+            http: self.gitlab_settings(),
             compression: self.variables.setting("ARTIFACT_COMPRESSION_LEVEL").unwrap_or_default().to_owned(),
             items,
         });
@@ -108,11 +111,19 @@ impl Job {
         })
     }
 
+    /// How the errands of this job speak to GitLab, which is shown the pool's certificate where it asks for one.
+    fn gitlab_settings(&self) -> HttpSettings {
+        let runner = &self.order.runner;
+        let shown = runner.client.clone().map(|identity| Shown { to: runner.gitlab_url.clone(), identity });
+        HttpSettings { shown, ..self.http_settings() }
+    }
+
     /// How the errands of this job make requests.
     pub(super) fn http_settings(&self) -> HttpSettings {
         let base = &self.shell.base;
         HttpSettings {
             ca_bundle: self.order.runner.ca_bundle.clone(),
+            shown: None,
             // A job's own variables win over the host's, as in its scripts.
             proxy: ProxySettings::read(|name| {
                 self.variables.value(name).map(str::to_owned).or_else(|| base.get(name).cloned())

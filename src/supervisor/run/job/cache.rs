@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use super::sources::wait_before;
-use super::{Ended, Failure, Job, JobError, canceled};
+use super::{Ended, Failure, Job, JobError, canceled, job_status};
 use crate::gitlab::cache::CachePlan;
 use crate::spool::cache::{CacheOrder, CacheStore, CacheUrl};
 use crate::spool::record::ScriptEnd;
@@ -17,6 +17,7 @@ use crate::supervisor::cache::restore::Restore;
 use crate::supervisor::cache::save::Save;
 use crate::supervisor::cache::{NOTHING, Place};
 use crate::supervisor::errand::Errand;
+use crate::supervisor::expansion::Given;
 use crate::supervisor::run::cancel::CancelWish;
 use crate::supervisor::run::stage::StageEnd;
 use crate::supervisor::state::read_json;
@@ -83,7 +84,7 @@ impl Job {
         if let Some(store) = self.store(&order)? {
             for (index, plan) in order.plans.iter().enumerate().filter(|(_, plan)| is_due(plan)) {
                 self.log.line(&format!("Creating cache {}...", plan.key())).map_err(JobError::Log)?;
-                match self.save(&order, &store, index, plan)? {
+                match self.save(&order, &store, index, plan, job_status(failure))? {
                     StageEnd::Exited(_) => {}
                     end @ (StageEnd::TimedOut | StageEnd::JobTimedOut | StageEnd::Canceled(_)) => {
                         stopped = Some(end);
@@ -154,13 +155,15 @@ impl Job {
                 }
             },
         };
+        let choice = choice(plan);
         let errand = Errand::RestoreCache(Restore {
             project: PathBuf::from(&self.admitted.environment.workspace),
             temporary: PathBuf::from(&self.temporary),
             key: key.to_owned(),
             own: (number == 0).then_some(index),
             from,
-            choice: self.choice(plan),
+            given: Given::of(&self.variables, "running", choice.texts()),
+            choice,
             http: self.http_settings(),
             seconds: self.request_seconds(order)?,
             bounds: self.unpack_bounds()?,
@@ -179,6 +182,7 @@ impl Job {
         store: &Store,
         index: usize,
         plan: &CachePlan,
+        job_status: &str,
     ) -> Result<StageEnd, JobError> {
         let key = plan.key();
         let (to, draft) = match store {
@@ -197,13 +201,15 @@ impl Job {
                 }
             },
         };
+        let choice = choice(plan);
         let errand = Errand::SaveCache(Save {
             project: PathBuf::from(&self.admitted.environment.workspace),
             temporary: PathBuf::from(&self.temporary),
             key: key.to_owned(),
             index,
             to,
-            choice: self.choice(plan),
+            given: Given::of(&self.variables, job_status, choice.texts()),
+            choice,
             compression: self.variables.setting("CACHE_COMPRESSION_LEVEL").unwrap_or_default().to_owned(),
             largest: order.largest_archive,
             http: self.http_settings(),
@@ -251,11 +257,6 @@ impl Job {
         .map_err(|error| format!("the cache folder {} cannot be used: {error}", path.display()))
     }
 
-    fn choice(&self, plan: &CachePlan) -> Choice {
-        let paths = plan.paths.iter().map(|path| self.variables.expanded(path)).collect();
-        Choice { paths, exclude: Vec::new(), untracked: plan.untracked }
-    }
-
     /// Seconds that a request may take.
     fn request_seconds(&mut self, order: &CacheOrder) -> Result<u64, JobError> {
         let Some(text) = self.variables.setting(REQUEST_TIMEOUT) else { return Ok(order.request_timeout) };
@@ -275,6 +276,11 @@ impl Job {
             StageEnd::Exited(_) | StageEnd::TimedOut | StageEnd::JobTimedOut => self.out_of_time(),
         }
     }
+}
+
+/// What belongs to a cache, as the job wrote it.
+fn choice(plan: &CachePlan) -> Choice {
+    Choice { paths: plan.paths.clone(), exclude: Vec::new(), untracked: plan.untracked }
 }
 
 fn open(path: &Path, others: bool, project: &str, id: u64) -> std::io::Result<ProjectCaches> {

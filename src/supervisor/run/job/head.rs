@@ -8,6 +8,9 @@ use crate::supervisor::run::admission::Loss;
 use crate::supervisor::run::cancel::CancelWish;
 use crate::supervisor::workspace::Workspace;
 
+/// The variable by which a job wishes for a statement of where its artifacts come from.
+const METADATA: &str = "RUNNER_GENERATE_ARTIFACTS_METADATA";
+
 impl Job {
     /// The first lines of the log.
     pub(super) fn write_head(&mut self) -> Result<(), JobError> {
@@ -59,6 +62,9 @@ impl Job {
             odd.push(format!("step {} has NUL bytes, which no shell can hold: they are left out", step.name));
         }
         odd.extend(self.compression());
+        if self.variables.flag(METADATA, false) && !self.order.job.artifacts.is_empty() {
+            odd.push(format!("{METADATA} is ignored: no metadata of artifacts is made"));
+        }
         odd
     }
 

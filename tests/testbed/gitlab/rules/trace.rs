@@ -1,6 +1,6 @@
 //! Rules for `PATCH jobs/:id/trace`.
 
-use super::super::{exchange::Exchange, world::Job};
+use super::super::{exchange::Exchange, spec::Variable, world::Job};
 use super::{Finding, Rules, rules};
 
 /// The largest chunk a server takes unless it is told otherwise.
@@ -90,13 +90,22 @@ fn trace_range_length(chunk: &Chunk<'_>) -> Finding {
 
 /// `debug_trace` says whether the log may show secrets, as the job's variables do.
 fn trace_debug_parameter(chunk: &Chunk<'_>) -> Finding {
-    let is_debugged = chunk.job.spec.variables.iter().any(|variable| {
-        ["CI_DEBUG_TRACE", "CI_DEBUG_SERVICES"].contains(&variable.key.as_str()) && variable.value == "true"
-    });
+    let given = &chunk.job.spec.variables;
+    let is_debugged = ["CI_DEBUG_TRACE", "CI_DEBUG_SERVICES"].iter().any(|name| is_on(given, name));
     match chunk.exchange.query_parameter("debug_trace").as_deref() {
         Some("true") => Ok(()),
         Some("false") if !is_debugged => Ok(()),
         Some("false") => Err("debug_trace is false for a job that is debugged".to_owned()),
         other => Err(format!("debug_trace is {other:?}, neither true nor false")),
     }
+}
+
+/// Whether a switch is on in any of the words that runners take for it, also where its value is another variable.
+fn is_on(given: &[Variable], name: &str) -> bool {
+    let value = |name: &str| given.iter().rev().find(|variable| variable.key == name);
+    let Some(switch) = value(name) else { return false };
+    let referred =
+        switch.value.strip_prefix('$').filter(|_| !switch.raw).map(|name| name.trim_matches(['{', '}']));
+    let word = referred.map_or(switch.value.as_str(), |name| value(name).map_or("", |other| &other.value));
+    ["1", "t", "true", "yes", "on"].iter().any(|on| word.trim().eq_ignore_ascii_case(on))
 }
