@@ -36,7 +36,7 @@ use state::Lab;
 use store::Store;
 
 /// Until a machine is as the cloud has it: a boot, with the waits of the cloud itself.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 /// Until nothing of it is left, at the end.
 const END: Duration = Duration::from_secs(10);
 

@@ -242,8 +242,8 @@ fn unit(view: &View<'_>, plan: &mut Plan, instance: &Instance) -> Option<Unit> {
     let jobs = stand.slots.values().filter(|slot| slot.has_job).count();
     // What is in doubt waits for the word of its host. From one that is given up none will come: it ends with it.
     let is_given_up = given_up(view, instance, &stand).is_some();
-    let is_held =
-        |slot: &&Use| !slot.has_job && !(is_given_up && slot.is_in_doubt && slot.environments.is_empty());
+    let ends_with_it = |slot: &Use| is_given_up && slot.is_in_doubt && slot.environments.is_empty();
+    let is_held = |slot: &&Use| !slot.has_job && !ends_with_it(slot);
     let held = stand.slots.values().filter(is_held).count();
     let stage =
         if stage == Stage::Ready && closed > 0 && stand.is_free() && closed >= view.pool.capacity as usize {

@@ -98,9 +98,11 @@ fn judge_last_update(server: &Server, world: &mut World, exchange: &Exchange, po
     let Some(machine) = machine_of(world, poll) else {
         return;
     };
+    if machine.past_connections.contains(&exchange.connection) {
+        return;
+    }
     let is_new_connection = machine.connections.insert(exchange.connection);
     if machine.seen_values.contains(&poll.last_update) {
-        // The last request of a process that was killed may be read after its successor was announced.
         return;
     }
     let may_start_over = std::mem::take(&mut machine.may_start_over)
@@ -259,7 +261,9 @@ fn nothing(server: &Server, exchange: &Exchange, poll: &Poll) -> Answer {
     let Some(value) = value else {
         return Answer::refusal(StatusCode::FORBIDDEN);
     };
-    if let Some(machine) = machine_of(world, poll) {
+    let connection = exchange.connection;
+    let machine = machine_of(world, poll).filter(|machine| !machine.past_connections.contains(&connection));
+    if let Some(machine) = machine {
         let is_surely_seen = !exchange.answer_may_be_lost && !server.options.asks_in_parallel;
         machine.answered(&value, is_surely_seen);
     }

@@ -142,6 +142,9 @@ pub(super) struct Machine {
     pub open_requests: u32,
     /// Connections that have carried a request for a job.
     pub connections: BTreeSet<u64>,
+    /// Those of processes that are gone. A request of theirs may still be open, or be read only now; its answer is seen by
+    /// nobody.
+    pub past_connections: BTreeSet<u64>,
     /// A new client process was announced: its first request knows no queue value.
     pub may_start_over: bool,
 }
