@@ -59,9 +59,11 @@ async fn a_full_workspace_is_the_scripts_own_failure_and_leaves_an_environment_t
     ensure!(plain.failure_reason.as_deref() == Some("script_failure"), "{}", told(&plain));
     ensure!(plain.log_contains(FULL), "{}", told(&plain));
 
-    // Not a byte is left for what a suspend leaves in the workspace: it fails in words and the reason stays.
+    // Not a byte is left for what a suspend leaves in the workspace: it fails in words and the reason stays. The second
+    // name of git's settings keeps their room taken when the job's own files go.
     let sleeper = JobSpec::new("sleeper").suspendable().suspend_on_failure();
-    let full = stage.run(sleeper.script(["rm -f big; cat /dev/zero > big || exit 4"])).await?;
+    let fill = "rm -f big; ln \"$CI_PROJECT_DIR.tmp/.dormouse-git\" kept; cat /dev/zero > big || exit 4";
+    let full = stage.run(sleeper.script([fill])).await?;
     ensure!((full.state, full.exit_code) == (JobState::Failed, Some(4)), "{}", told(&full));
     ensure!(full.log_contains("could not be suspended") && full.log_contains(FULL), "{}", told(&full));
     ensure!(full.environment_key.is_none(), "{}", told(&full));

@@ -55,7 +55,9 @@ impl Job {
                 suspend_due: false,
             },
         };
-        JobResult { suspend_due: self.order.suspend.is_due(result.script), ..result }
+        // A canceled job keeps nothing, whatever its script's end was.
+        let is_canceled = matches!(self.shell.cancel_wish(), Ok(Some(_)));
+        JobResult { suspend_due: !is_canceled && self.order.suspend.is_due(result.script), ..result }
     }
 
     /// Ends what must end, and writes the result down.
