@@ -194,9 +194,14 @@ impl Fleet {
         self.state().announced.contains(instance)
     }
 
-    /// Enters what the cloud has announced about an instance; answers whether that is news.
+    /// Enters what the cloud has announced about an instance, which takes no job from now on; answers whether that is news.
     pub fn announce(&self, instance: &str) -> bool {
-        self.state().announced.insert(instance.to_owned())
+        let mut state = self.state();
+        // The next plan closes it too, and may be a look away.
+        if let Some(plan) = &mut state.plan {
+            Arc::make_mut(plan).open.remove(instance);
+        }
+        state.announced.insert(instance.to_owned())
     }
 
     /// Something was done about a thing: what was looked at before does not show it.

@@ -320,8 +320,10 @@ fn take_in(held: &Held, facts: Arc<Facts>, before: Option<&Facts>) {
     held.wake();
 }
 
-fn publish(held: &Held, plan: Plan) {
+fn publish(held: &Held, mut plan: Plan) {
     let mut state = held.fleet.state();
+    // Announced since it was planned.
+    plan.open.retain(|id, _| !state.announced.contains(id));
     let is_news =
         state.plan.as_ref().is_none_or(|known| known.open != plan.open || known.growth != plan.growth);
     state.memory.dry_zones.extend(plan.dry_zones.iter().map(|zone| (zone.clone(), clock::now())));

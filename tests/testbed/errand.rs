@@ -15,8 +15,6 @@ use serde_json::{Value, json};
 /// What became of an upload.
 #[derive(Debug)]
 pub struct Uploaded {
-    /// Whether the errand succeeded.
-    pub succeeded: bool,
     /// What it printed.
     pub said: String,
     /// Bytes of the body that arrived.
@@ -54,9 +52,11 @@ pub fn upload(supervisor: &Path, project: &Path, wanted: &Wanted<'_>) -> Result<
     drop(stdin);
     let output = errand.wait_with_output()?;
     let took = begun.elapsed();
-    let (bytes, memory) = server.join().map_err(|_| anyhow!("the server ended"))??;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(Uploaded { succeeded: output.status.success(), said, bytes, memory, took })
+    // The server waits for ever for one that has given up before it connected.
+    ensure!(output.status.success(), "the errand ended with {}: {said}", output.status);
+    let (bytes, memory) = server.join().map_err(|_| anyhow!("the server ended"))??;
+    Ok(Uploaded { said, bytes, memory, took })
 }
 
 fn order(gitlab: &str, project: &Path, wanted: &Wanted<'_>) -> Value {
@@ -66,9 +66,10 @@ fn order(gitlab: &str, project: &Path, wanted: &Wanted<'_>) -> Value {
         "job": 7,
         "token": "token",
         "compression": "fastest",
+        "given": {"values": {}, "gitlab_env": "/dev/null"},
         "http": {"ca_bundle": null, "proxy": {"http": null, "https": null, "none": null}},
         "items": [{
-            "file_name": "a",
+            "name": "a",
             "choice": {"paths": [wanted.path], "exclude": [], "untracked": false},
             "format": wanted.format,
             "kind": "archive",
