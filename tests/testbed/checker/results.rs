@@ -13,7 +13,12 @@ pub fn broken(facts: &Facts, wanted: &Expectation) -> Vec<String> {
     let state = if wanted.exit_code == 0 { JobState::Success } else { JobState::Failed };
     let reason = (wanted.exit_code != 0).then_some("script_failure");
     if job.state != state || job.failure_reason.as_deref() != reason {
-        say(format!("is {:?}, {:?}, and should be {state:?}, {reason:?}", job.state, job.failure_reason));
+        let log = job.log_text();
+        let last = log.trim_end().lines().last().unwrap_or_default();
+        say(format!(
+            "is {:?}, {:?}, and should be {state:?}, {reason:?}; its log ends with {last:?}",
+            job.state, job.failure_reason
+        ));
     }
     if job.exit_code.unwrap_or_default() != wanted.exit_code {
         say(format!("ended with exit code {:?}, not {}", job.exit_code, wanted.exit_code));
