@@ -17,9 +17,11 @@ use crate::deed::Point;
 use crate::environment;
 use crate::environment::check::{self, Refusal, Resumer, Verdict};
 use crate::environment::plan::HostWord;
+use crate::fleet::facts::slot_at;
 use crate::host::link::{Link, LinkError};
 use crate::kube_ext::{is_conflict, is_not_found};
 use crate::pool::slots::Slot;
+use crate::provider::Volume;
 use crate::spool::order::ResumeOrder;
 use crate::spool::record::EnvironmentPhase;
 use crate::telemetry::EnvironmentOutcome;
@@ -97,6 +99,9 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
             slot.instance
         ))));
     };
+    if let Some(volume) = unmounted(driver, &slot) {
+        return Ok(Ok(Look::Wait(format!("volume {volume} to be mounted"))));
+    }
     match host_knows(&link, &found).await {
         Ok(Some(EnvironmentPhase::Suspended)) => {}
         // What an earlier job left running there when its host was lost is put to sleep first.
@@ -151,7 +156,11 @@ fn bound_look(driver: &Driver, found: &SuspendedEnvironment) -> Result<Look, Ref
     match slot_of(found).filter(|_| found.is_hot() && !is_leaving_its_place(found)) {
         // An instance of a cloud that was stopped or given another volume meanwhile is asked first.
         Some(slot) if driver.held.fleet.is_cloud() => {
-            match driver.held.inventories.word(&slot.instance, &found.spec.environment_id) {
+            let word = driver.held.inventories.word(&slot.instance, &found.spec.environment_id);
+            if let Some(volume) = unmounted(driver, &slot).filter(|_| word != HostWord::Active) {
+                return Ok(Look::Wait(format!("volume {volume} to be mounted")));
+            }
+            match word {
                 HostWord::Asleep | HostWord::Restarted | HostWord::Active => Ok(Look::Bound(slot)),
                 HostWord::NotAsked | HostWord::Unknown if driver.lease.place().is_some() => {
                     Ok(Look::Bound(slot))
@@ -167,6 +176,24 @@ fn bound_look(driver: &Driver, found: &SuspendedEnvironment) -> Result<Look, Ref
         Some(slot) => Ok(Look::Bound(slot)),
         None => Ok(Look::Wait(format!("the environment to come back: {}", on.unwrap_or_default()))),
     }
+}
+
+/// The volume of a slot that its host was restarted under: it is attached, and nobody has mounted it again yet. A job that
+/// was sent there would be refused.
+fn unmounted(driver: &Driver, slot: &Slot) -> Option<String> {
+    let held = &driver.held;
+    driver.settings.spec.workspace_volume.as_ref()?;
+    let link = held.hosts.link(&slot.instance)?;
+    if link.mounts().contains_key(&slot.index) {
+        return None;
+    }
+    let facts = held.fleet.facts()?;
+    let is_there = |volume: &&Volume| {
+        volume.attachment.as_ref().is_some_and(|attachment| {
+            attachment.instance == slot.instance && slot_at(&attachment.device) == Some(slot.index)
+        })
+    };
+    facts.volumes.values().find(is_there).map(|volume| volume.id.clone())
 }
 
 /// What the environment does by its host's own record, if that says the same as the object: an object made by hand
