@@ -17,11 +17,10 @@ use crate::deed::Point;
 use crate::environment;
 use crate::environment::check::{self, Refusal, Resumer, Verdict};
 use crate::environment::plan::HostWord;
-use crate::fleet::facts::slot_at;
+use crate::fleet::facts::device_of;
 use crate::host::link::{Link, LinkError};
 use crate::kube_ext::{is_conflict, is_not_found};
 use crate::pool::slots::Slot;
-use crate::provider::Volume;
 use crate::spool::order::ResumeOrder;
 use crate::spool::record::EnvironmentPhase;
 use crate::telemetry::EnvironmentOutcome;
@@ -188,12 +187,7 @@ fn unmounted(driver: &Driver, slot: &Slot) -> Option<String> {
         return None;
     }
     let facts = held.fleet.facts()?;
-    let is_there = |volume: &&Volume| {
-        volume.attachment.as_ref().is_some_and(|attachment| {
-            attachment.instance == slot.instance && slot_at(&attachment.device) == Some(slot.index)
-        })
-    };
-    facts.volumes.values().find(is_there).map(|volume| volume.id.clone())
+    facts.volume_at(&slot.instance, &device_of(slot.index)).map(|volume| volume.id.clone())
 }
 
 /// What the environment does by its host's own record, if that says the same as the object: an object made by hand

@@ -121,12 +121,7 @@ async fn a_job_whose_slot_is_kept_by_what_no_object_knows_is_run_once_on_another
         stage.kubectl(&["delete", "joblease", &format!("{POOL}-{}", slept.id)]).await?;
         let before = stage.get("runnerpool", POOL).await?;
         death.arm(stage).await?;
-        stage
-            .until_object("runnerpool", POOL, "the next holder has its host", |pool| {
-                pool["status"]["epoch"].as_u64() > before["status"]["epoch"].as_u64()
-                    && pool["status"]["hosts"][0]["state"] == "Ready"
-            })
-            .await?;
+        stage.until_next_holder(&before).await?;
         // Its host has been asked by then what is on it; what it lists later would be kept as nobody's.
         traces::next_job_runs(stage).await?;
         // Lost without a word to its host, as in a restore of etcd.

@@ -117,7 +117,7 @@ impl ControlPlane {
             controller_manager: None,
             api_server,
             etcd,
-            probe: probe(&files.certificate)?,
+            probe: http_client(&files.certificate, Duration::from_secs(2))?,
             endpoint,
             client: Client::new(&programs, &files.kubeconfig, dir)?,
             certificate: files.certificate.clone(),
@@ -408,11 +408,8 @@ fn start_scheduler(programs: &Path, dir: &Path, files: &Files) -> Result<Server>
     Server::start("kube-scheduler", &programs.join("kube-scheduler"), args, dir)
 }
 
-fn probe(certificate: &Path) -> Result<reqwest::Client> {
+/// Asks the API server that has this certificate.
+fn http_client(certificate: &Path, limit: Duration) -> Result<reqwest::Client> {
     let authorities = reqwest::Certificate::from_pem_bundle(&fs::read(certificate)?)?;
-    Ok(reqwest::Client::builder()
-        .no_proxy()
-        .tls_certs_only(authorities)
-        .timeout(Duration::from_secs(2))
-        .build()?)
+    Ok(reqwest::Client::builder().no_proxy().tls_certs_only(authorities).timeout(limit).build()?)
 }

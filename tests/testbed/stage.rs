@@ -475,11 +475,18 @@ impl Stage {
     /// Kills the operator with SIGKILL, and waits until the next holder of the pool has its hosts. What the pool's status
     /// says is the next holder's word from then on.
     pub async fn succeed_operator(&self) -> Result<()> {
-        let before = self.get("runnerpool", POOL).await?["status"]["epoch"].as_u64();
+        let before = self.get("runnerpool", POOL).await?;
         self.crash_operator().await?;
+        self.until_next_holder(&before).await
+    }
+
+    /// Waits until a later holder than that of a pool, as it was read, has every host.
+    pub async fn until_next_holder(&self, before: &Value) -> Result<()> {
+        let epoch = |pool: &Value| pool["status"]["epoch"].as_u64();
         self.until_object("runnerpool", POOL, "the next holder has its hosts", |pool| {
             let hosts = pool["status"]["hosts"].as_array().cloned().unwrap_or_default();
-            pool["status"]["epoch"].as_u64() > before && hosts.iter().all(|host| host["state"] == "Ready")
+            let are_ready = !hosts.is_empty() && hosts.iter().all(|host| host["state"] == "Ready");
+            epoch(pool) > epoch(before) && are_ready
         })
         .await?;
         Ok(())

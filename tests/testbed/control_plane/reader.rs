@@ -22,9 +22,7 @@ pub struct Reader {
 impl Reader {
     /// Reads at `endpoint`, with this bearer token. Its connection belongs to the runtime it is used in.
     pub fn new(endpoint: &str, certificate: &Path, token: &str) -> Result<Self> {
-        let authorities = reqwest::Certificate::from_pem_bundle(&std::fs::read(certificate)?)?;
-        let http =
-            reqwest::Client::builder().no_proxy().tls_certs_only(authorities).timeout(LIMIT).build()?;
+        let http = super::http_client(certificate, LIMIT)?;
         Ok(Self { endpoint: endpoint.to_owned(), http, token: token.to_owned() })
     }
 
