@@ -63,6 +63,8 @@ struct State {
     failures: BTreeMap<String, Failure>,
     /// Sequences that are being carried out, by what they are about.
     running: BTreeSet<String>,
+    /// Whether one of them sets the group's size.
+    is_being_resized: bool,
     /// When instances were asked for, for the throttle.
     launches: VecDeque<Timestamp>,
     /// Environments at tier Hot that have to make room.

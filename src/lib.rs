@@ -40,6 +40,8 @@ pub mod lease;
 pub mod pool;
 #[cfg(all(feature = "operator", feature = "aws"))]
 pub mod promote;
+#[cfg(test)]
+mod property;
 #[cfg(feature = "operator")]
 pub mod provider;
 pub mod spool;

@@ -207,11 +207,15 @@ fn place(held: &Held) {
     let assignments = held.view(slots::assign);
     for (name, slot) in assignments.placed {
         if let Some(lease) = held.lease(&name) {
-            // The fleet may have closed it since.
             held.book(|book| {
-                if held.fleet.is_open(&slot) {
-                    book.reserve(&lease, slot);
+                // The fleet may have closed it since, and the one before it in this list may have used it up.
+                if !held.fleet.is_open(&slot) || held.is_used_up(&slot.instance) {
+                    return;
                 }
+                if let Some(link) = held.hosts.link(&slot.instance).filter(|_| held.fleet.is_cloud()) {
+                    link.expect_job(lease.spec.job_id);
+                }
+                book.reserve(&lease, slot);
             });
         }
     }

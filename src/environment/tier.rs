@@ -148,7 +148,9 @@ fn turn_back(view: &View<'_>) -> Option<Plan> {
 fn settle_down(view: &View<'_>, is_moving: bool) -> Plan {
     let environment = view.environment;
     if is_moving {
-        return about_to_stop(view).unwrap_or_else(|| Plan::step(Step::Settle(as_it_is(view))));
+        let is_hot = environment.tier() == Tier::Hot;
+        let stops = is_hot.then(|| about_to_stop(view)).flatten();
+        return stops.unwrap_or_else(|| Plan::step(Step::Settle(as_it_is(view))));
     }
     let settled = as_it_is(view);
     match (environment.tier(), view.host) {
@@ -171,7 +173,7 @@ fn settle_down(view: &View<'_>, is_moving: bool) -> Plan {
 
 /// It was called back, and its instance may go off all the same: a job that began there now would go off with it.
 fn about_to_stop(view: &View<'_>) -> Option<Plan> {
-    let (instance, _) = view.environment.place().filter(|_| view.environment.tier() == Tier::Hot)?;
+    let (instance, _) = view.environment.place()?;
     if !view.is_instance_at_rest {
         return Some(Plan::wait(format!("what was begun about instance {instance} to be seen")));
     }

@@ -19,21 +19,28 @@ enum StepError {
     Host(String),
 }
 
-/// Starts what is planned and not under way.
+/// Starts what is planned and not under way. The group's size is set as a number, which undoes what lowers it meanwhile, or
+/// makes the group launch another in the place of what left: it is set first, and what lowers it comes with the next plan,
+/// which is made when the number is there.
 pub fn start(held: &Arc<Held>, cloud: &Arc<dyn Cloud>, sequences: &[Sequence]) {
     let now = clock::now();
-    for sequence in sequences {
+    let (numbers, others): (Vec<_>, Vec<_>) = sequences.iter().partition(|known| known.sets_size());
+    for sequence in numbers.into_iter().chain(others) {
         {
             let mut state = held.fleet.state();
             let rests = state.failures.get(&sequence.subject).is_some_and(|failure| failure.again_at > now);
-            if rests || !state.running.insert(sequence.subject.clone()) {
+            let waits = state.is_being_resized && sequence.lowers_size();
+            if rests || waits || !state.running.insert(sequence.subject.clone()) {
                 continue;
             }
+            state.is_being_resized |= sequence.sets_size();
         }
         let (held_by_task, cloud, sequence) = (Arc::clone(held), Arc::clone(cloud), sequence.clone());
         held.spawn(async move {
             // The mark goes also when the task ends at an await.
-            let _mark = Mark { held: Arc::clone(&held_by_task), subject: sequence.subject.clone() };
+            let (held, subject, sets_size) =
+                (Arc::clone(&held_by_task), sequence.subject.clone(), sequence.sets_size());
+            let _mark = Mark { held, subject, sets_size };
             let _place = held_by_task.shared.bounds.cloud_changes.enter().await;
             run(&held_by_task, cloud.as_ref(), &sequence).await;
         });
@@ -43,11 +50,16 @@ pub fn start(held: &Arc<Held>, cloud: &Arc<dyn Cloud>, sequences: &[Sequence]) {
 struct Mark {
     held: Arc<Held>,
     subject: String,
+    sets_size: bool,
 }
 
 impl Drop for Mark {
     fn drop(&mut self) {
-        self.held.fleet.state().running.remove(&self.subject);
+        {
+            let mut state = self.held.fleet.state();
+            state.running.remove(&self.subject);
+            state.is_being_resized &= !self.sets_size;
+        }
         self.held.fleet.wake();
         // Environments on an instance may wait for this.
         self.held.book(|book| book.look_at_instance(&self.subject));

@@ -152,7 +152,7 @@ pub fn stand_now(held: &Held, instance: &str) -> Stand {
 
 fn stand_of(state: &crate::host::keeper::HostState) -> HostStand {
     match state.link() {
-        Some(link) => HostStand::Ready { mounts: link.mounts(), jobs_started: link.jobs_started() },
+        Some(link) => HostStand::Ready { mounts: link.mounts(), jobs: link.jobs() },
         None => HostStand::Connecting { why: state.message() },
     }
 }

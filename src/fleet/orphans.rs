@@ -503,7 +503,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #![proptest_config(crate::property::cases(2_000))]
 
         #[test]
         fn nothing_is_deleted_that_is_owned_unexpired_anothers_or_marked_too_late(

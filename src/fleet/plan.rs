@@ -52,6 +52,21 @@ pub struct Sequence {
     pub steps: Vec<Step>,
 }
 
+impl Sequence {
+    /// Whether it sets the size of the group as a number.
+    pub fn sets_size(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Cloud(Change::SetDesired { .. })))
+    }
+
+    /// Whether it makes the group smaller by one.
+    pub fn lowers_size(&self) -> bool {
+        let lowers = |step: &Step| {
+            matches!(step, Step::Cloud(Change::TerminateMember { .. } | Change::Detach { shrinks: true, .. }))
+        };
+        self.steps.iter().any(lowers)
+    }
+}
+
 /// One step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
@@ -241,6 +256,11 @@ enum Spent {
     AnnouncedToGo,
 }
 
+/// Whether an instance has had as many jobs as the pool gives to one.
+pub fn is_used_up(max_uses: u32, jobs: u64) -> bool {
+    max_uses > 0 && jobs >= u64::from(max_uses)
+}
+
 /// How old an instance is. When it was launched is written by the cloud's clock, and ours may be another one: with the two
 /// far enough apart each new instance would be too old at once. So what this holder has seen to come up is as old as that.
 fn age(view: &View<'_>, instance: &Instance) -> Option<SignedDuration> {
@@ -258,9 +278,7 @@ fn spent(view: &View<'_>, instance: &Instance, stand: &Stand) -> Option<Spent> {
         return Some(Spent::Age);
     }
     match &stand.host {
-        HostStand::Ready { jobs_started, .. } => {
-            (pool.max_uses > 0 && *jobs_started >= u64::from(pool.max_uses)).then_some(Spent::Uses)
-        }
+        HostStand::Ready { jobs, .. } => is_used_up(pool.max_uses, *jobs).then_some(Spent::Uses),
         HostStand::NotKept | HostStand::Connecting { .. } => given_up(view, instance, stand),
     }
 }

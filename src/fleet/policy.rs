@@ -335,7 +335,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(crate::property::cases(64))]
         #[test]
         fn between_now_and_the_next_change_the_same_policy_holds(
             start in 1_735_689_600i64..1_767_225_600, from in 0u32..24, to in 0u32..24, zone in 0usize..4,

@@ -105,8 +105,8 @@ pub enum HostStand {
     Ready {
         /// Workspace volumes mounted there.
         mounts: BTreeMap<u32, String>,
-        /// Jobs it has started.
-        jobs_started: u64,
+        /// Jobs it was given.
+        jobs: u64,
     },
 }
 

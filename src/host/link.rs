@@ -2,8 +2,7 @@
 
 mod volumes;
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -136,10 +135,18 @@ pub struct Link {
     caller: Caller,
     /// What the host said of itself.
     pub hello: Hello,
-    /// Jobs started there, by the greeting and by what this link has started since.
-    jobs_started: AtomicU64,
+    /// Locked for lines only.
+    jobs: Mutex<Jobs>,
     /// Workspace volumes mounted there, by the greeting and by what this link has done since. Locked for lines only.
     mounts: Mutex<BTreeMap<u32, String>>,
+}
+
+/// Jobs since the greeting, which counts those before.
+#[derive(Debug, Default)]
+struct Jobs {
+    started: u64,
+    /// Those for which a slot is decided, and which have not been started.
+    expected: BTreeSet<u64>,
 }
 
 /// A job on a host.
@@ -175,15 +182,30 @@ impl Link {
             connection,
             installed,
             caller,
-            jobs_started: AtomicU64::new(hello.jobs_started),
+            jobs: Mutex::default(),
             mounts: Mutex::new(mounts),
             hello: *hello,
         })
     }
 
-    /// How many jobs have been started on the host since its state folder was made.
-    pub fn jobs_started(&self) -> u64 {
-        self.jobs_started.load(Ordering::Relaxed)
+    /// How many jobs the host was given since its state folder was made.
+    pub fn jobs(&self) -> u64 {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let expected = u64::try_from(jobs.expected.len()).unwrap_or(u64::MAX);
+        self.hello.jobs_started.saturating_add(jobs.started).saturating_add(expected)
+    }
+
+    /// Counts a job as soon as a slot is decided for it: one that starts late is not one less.
+    pub fn expect_job(&self, job: u64) {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).expected.insert(job);
+    }
+
+    /// A start that is done a second time counts twice, until the host is greeted anew: a replacement comes a job early by
+    /// that.
+    fn count_start(&self, job: u64) {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.expected.remove(&job);
+        jobs.started = jobs.started.saturating_add(1);
     }
 
     /// The workspace volumes that are mounted, by slot.
@@ -219,9 +241,7 @@ impl Link {
     /// Starts a job, or attaches to it if it was started before, and streams it.
     pub async fn start(&self, deed: Deed, order: &JobOrder) -> Result<Attached, LinkError> {
         let stdin = Bytes::from(serde_json::to_vec(order).map_err(LinkError::Order)?);
-        // A start that is done a second time counts twice here, until the host is greeted anew: a replacement comes a job
-        // early by that.
-        self.jobs_started.fetch_add(1, Ordering::Relaxed);
+        self.count_start(order.job.id);
         deed.make(self.attach_with("start", "", stdin), |attached| attached).await
     }
 

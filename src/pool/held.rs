@@ -25,6 +25,7 @@ use crate::bucket::watch::Verdict;
 use crate::deed::{Deed, Point};
 use crate::fleet::Fleet;
 use crate::fleet::facts::Fate;
+use crate::fleet::plan;
 use crate::gitlab::transport::{Transport, TransportError, Trust};
 use crate::host::link::Caller;
 use crate::kube_ext::cache::Feed;
@@ -364,13 +365,21 @@ impl Held {
             let (ready, closed) = match &placeable {
                 None => (is_ready, BTreeSet::new()),
                 Some(open) => match open.get(&machine.name) {
-                    Some(closed) => (is_ready, closed.clone()),
+                    Some(closed) => (is_ready && !self.is_used_up(&machine.name), closed.clone()),
                     None => (false, BTreeSet::new()),
                 },
             };
             Some(Instance { name: machine.name, slots, ready, closed })
         });
         (instances.collect(), self.pool().map_or(0, |pool| pool.spec.concurrency))
+    }
+
+    /// Whether an instance of a cloud has had as many jobs as the pool gives to one. Asked when a slot is given away, since
+    /// the fleet's plan may be older than the last job there.
+    pub fn is_used_up(&self, instance: &str) -> bool {
+        let max_uses = self.settings().map_or(0, |settings| settings.spec.max_use_count);
+        let jobs = self.hosts.link(instance).map_or(0, |link| link.jobs());
+        self.fleet.is_cloud() && plan::is_used_up(max_uses, jobs)
     }
 
     /// The pool's machines by now, in order of preference.

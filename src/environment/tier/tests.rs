@@ -71,7 +71,7 @@ fn rest(world: &mut World) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(crate::property::cases(150))]
 
     #[test]
     fn an_environment_comes_to_where_it_is_to_be_whoever_changes_their_mind(
@@ -118,4 +118,37 @@ proptest! {
         prop_assert!(is_done, "{:#?}", world);
         world.check_nothing_is_left();
     }
+}
+
+#[test]
+fn a_look_from_before_its_instance_goes_off_again_brings_no_job_there() {
+    let mut world = World::new(false, &[]);
+    let passes = |world: &mut World, times: usize| {
+        for _ in 0..times {
+            world.pass();
+            world.look();
+            world.act();
+        }
+    };
+    world.happen(Event::Ask(Tier::Stopped));
+    passes(&mut world, 4);
+    assert_eq!(world.environment.tier(), Tier::Stopped);
+    // A job calls it, its instance boots, and the job is canceled: the instance goes off again.
+    world.happen(Event::Bind);
+    world.act();
+    world.pass();
+    world.pass();
+    world.look();
+    world.happen(Event::Unbind);
+    world.act();
+    world.pass();
+    // The next job comes before a look has shown it.
+    world.happen(Event::Bind);
+    world.act();
+    world.act();
+    world.job();
+    assert_eq!(world.environment.phase(), Phase::Resuming);
+    passes(&mut world, 6);
+    world.job();
+    assert_eq!(world.environment.phase(), Phase::InUse);
 }

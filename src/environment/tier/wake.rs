@@ -2,7 +2,7 @@
 
 use super::detach::take_off;
 use super::snapshot::snapshot;
-use super::{Host, Plan, Settled, Step, View, as_it_is, mount, own_volume};
+use super::{Host, Plan, Settled, Step, View, about_to_stop, as_it_is, mount, own_volume};
 use crate::api::suspended_environment::Tier;
 use crate::fleet::facts::{Fate, device_of};
 use crate::provider::{Instance, VolumeState};
@@ -98,8 +98,9 @@ pub(super) fn wake_instance(view: &View<'_>) -> Plan {
         (Fate::Running, Host::Answers { has_record: Some(false), .. }) if own_volume(view).is_some() => {
             mount(view).unwrap_or_else(|| Plan::step(Step::Import))
         }
-        (Fate::Running, Host::Answers { has_record: Some(_), .. }) => mount(view)
-            .unwrap_or_else(|| Plan::step(Step::Settle(Settled { tier: Tier::Hot, ..as_it_is(view) }))),
+        (Fate::Running, Host::Answers { has_record: Some(_), .. }) => {
+            mount(view).unwrap_or_else(|| awake(view))
+        }
         (Fate::Running, _) => Plan::wait(format!("instance {instance} to answer")),
         (Fate::Starting, _) => Plan::wait(format!("instance {instance} to boot")),
         (Fate::Stopping, _) => Plan::wait(format!("instance {instance} to be stopped, and then started")),
@@ -131,8 +132,13 @@ fn leave_zone(view: &View<'_>) -> Plan {
 /// Its stopped instance was started for another one: it is awake with it.
 pub(super) fn awake_with_others(view: &View<'_>) -> Plan {
     match view.host {
-        Host::Answers { has_record: Some(true), .. } => mount(view)
-            .unwrap_or_else(|| Plan::step(Step::Settle(Settled { tier: Tier::Hot, ..as_it_is(view) }))),
+        Host::Answers { has_record: Some(true), .. } => mount(view).unwrap_or_else(|| awake(view)),
         Host::Answers { .. } | Host::Away => Plan::rest(),
     }
+}
+
+/// It is Hot with its instance, unless that is about to go off again and only an older look shows it running.
+fn awake(view: &View<'_>) -> Plan {
+    let hot = || Plan::step(Step::Settle(Settled { tier: Tier::Hot, ..as_it_is(view) }));
+    about_to_stop(view).unwrap_or_else(hot)
 }

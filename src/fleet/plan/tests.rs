@@ -150,7 +150,7 @@ fn hosts() -> impl Strategy<Value = HostStand> {
     prop_oneof![
         1 => Just(HostStand::NotKept),
         1 => any::<bool>().prop_map(|said| HostStand::Connecting { why: said.then(|| "refused".to_owned()) }),
-        4 => (mounts, 0..6_u64).prop_map(|(mounts, jobs_started)| HostStand::Ready { mounts, jobs_started }),
+        4 => (mounts, 0..6_u64).prop_map(|(mounts, jobs)| HostStand::Ready { mounts, jobs }),
     ]
 }
 
@@ -597,7 +597,7 @@ proptest! {
         for number in 0..ready + launching {
             let mut instance = serving(&format!("i-{number}"));
             if number < ready {
-                let host = HostStand::Ready { mounts: BTreeMap::new(), jobs_started: 0 };
+                let host = HostStand::Ready { mounts: BTreeMap::new(), jobs: 0 };
                 world.stands.insert(instance.id.clone(), Stand { host, ..Stand::default() });
             } else if let Some(member) = &mut instance.member {
                 member.lifecycle = Lifecycle::Launching;
@@ -641,7 +641,7 @@ fn a_member_that_stays_keeps_no_volume() {
     let ready = |mounts: &[(u32, &str)]| Stand {
         host: HostStand::Ready {
             mounts: mounts.iter().map(|(slot, id)| (*slot, (*id).to_owned())).collect(),
-            jobs_started: 1,
+            jobs: 1,
         },
         ..Stand::default()
     };
@@ -738,7 +738,7 @@ mod dry {
                             let id = format!("i-{}-{launched}", self.now.as_second());
                             let came = Instance { launched_at: Some(self.now), ..serving(&id) };
                             self.facts.instances.insert(id.clone(), came);
-                            let host = HostStand::Ready { mounts: BTreeMap::new(), jobs_started: 0 };
+                            let host = HostStand::Ready { mounts: BTreeMap::new(), jobs: 0 };
                             self.stands.insert(id, Stand { host, ..Stand::default() });
                         }
                     }

@@ -213,7 +213,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4_000))]
+    #![proptest_config(crate::property::cases(4_000))]
 
     #[test]
     fn a_plan_that_was_carried_out_leaves_nothing_to_do(moment in any_moment()) {
@@ -320,7 +320,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(crate::property::cases(300))]
 
     #[test]
     fn a_steady_demand_gives_a_steady_fleet(

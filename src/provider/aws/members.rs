@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_autoscaling::types::builders::TagBuilder;
 use aws_sdk_autoscaling::types::{RetryStrategy, Tag};
@@ -22,7 +23,15 @@ const LAUNCH: Duration = Duration::from_secs(60);
 impl AwsCloud {
     pub(super) async fn set_desired(&self, attempt: &str, group: &str, to: u32) -> Result<(), CloudError> {
         let call = self.groups.set_desired_capacity().auto_scaling_group_name(group);
-        let call = call.desired_capacity(number(attempt, "capacity", to)?).honor_cooldown(false);
+        let call = call
+            .desired_capacity(number(attempt, "capacity", to)?)
+            .honor_cooldown(false)
+            .customize()
+            // The number was right when it was sent. A second try after a lost answer would undo what came in between:
+            // whether it is still right is decided by a new look.
+            .config_override(
+                aws_sdk_autoscaling::config::Builder::new().retry_config(RetryConfig::disabled()),
+            );
         self.call(Action::SetDesiredCapacity, attempt, call.send()).await.map(drop)
     }
 

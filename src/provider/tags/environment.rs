@@ -367,7 +367,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(1000))]
+        #![proptest_config(crate::property::cases(1000))]
         #[test]
         fn an_environment_comes_back_as_it_was(
             texts in proptest::array::uniform5("[\\PC\t\n%]{0,12}"),

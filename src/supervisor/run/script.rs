@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(40))]
+        #![proptest_config(crate::property::cases(40))]
         #[test]
         fn bash_reads_a_quoted_text_back(texts in proptest::collection::vec("[^\0]{0,30}", 1..20)) {
             let words: Vec<String> = texts.iter().map(|text| quote(text)).collect();
