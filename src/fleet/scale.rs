@@ -156,8 +156,8 @@ pub fn scale(units: &[Unit], demand: &Demand, policy: &Active, bounds: &Bounds, 
     let allowed = allow(wanted, &fleet, bounds, &mut waits);
     wishes.resize(allowed as usize, None);
 
-    let surplus = supply.saturating_sub(need);
-    // While something that is needed is still to come, nothing goes that could take its place.
+    // While something that is needed is still to come, nothing goes that could take its place: what is ready counts alone.
+    let surplus = fleet.free.saturating_sub(need);
     let is_short = wanted > 0 || fleet.free < need || wakes.iter().any(|wake| !wake.has_place);
     let leave = leave(&fleet, &wakes, surplus, is_short, policy, now);
     let (desired, going) = sizes(&fleet, &leave, allowed, bounds);
