@@ -77,7 +77,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(crate::property::cases(16))]
+        #![proptest_config(ProptestConfig::with_cases(16))]
 
         #[test]
         fn pools_are_spread(replicas in btree_set("[a-z]{1,8}_[0-9a-f]{16}", 2..6)) {
