@@ -453,6 +453,11 @@ impl Metrics {
         self.upstream.job_reported(runner, failure_reason, took);
     }
 
+    /// A stage of a job has ended.
+    pub fn job_stage(&self, runner: &RunnerLabels, stage: String, took: Duration) {
+        self.upstream.job_stage(runner, stage, took);
+    }
+
     /// The first byte of a job's log is in GitLab.
     pub fn first_byte(&self, pool: &str, took: Duration) {
         self.first_byte_seconds
@@ -560,6 +565,7 @@ mod tests {
         metrics.runner("ns", &runner, &picture());
         metrics.jobs(&jobs("running", 1));
         metrics.job_taken(&runner, &Queue::default());
+        metrics.job_stage(&runner, "step_script".to_owned(), Duration::from_secs(2));
         metrics.job_reported(&runner, Some("script_failure"), Duration::from_secs(1));
         let text = metrics.text().unwrap();
         let labels = "runner=\"abc\",runner_name=\"p\",system_id=\"s_1\"";
@@ -570,6 +576,8 @@ mod tests {
             format!("gitlab_runner_jobs{{{labels},state=\"idle\",stage=\"\",executor_stage=\"\"}} 0"),
             format!("gitlab_runner_jobs_total{{{labels}}} 1"),
             format!("gitlab_runner_failed_jobs_total{{{labels},{failed}}} 1"),
+            format!("gitlab_runner_job_stage_duration_seconds_sum{{{labels},stage=\"step_script\"}} 2.0"),
+            format!("fleeting_provisioner_instances{{{labels},state=\"resuming\"}} 0"),
             "gitlab_runner_concurrent 4".to_owned(),
         ] {
             assert!(text.contains(&line), "{line} is missing in {text}");

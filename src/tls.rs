@@ -75,6 +75,30 @@ fn system_roots() -> Vec<CertificateDer<'static>> {
     if native.is_empty() { TLS_SERVER_ROOT_CERTS.to_vec() } else { native }
 }
 
+/// The same as text, for programs that want a file: one certificate after the other.
+pub fn system_pem() -> String {
+    as_pem(&system_roots())
+}
+
+fn as_pem(certificates: &[CertificateDer<'_>]) -> String {
+    use base64::Engine;
+    let mut pem = String::new();
+    for certificate in certificates {
+        pem.push_str("-----BEGIN CERTIFICATE-----\n");
+        let encoded = base64::engine::general_purpose::STANDARD.encode(certificate);
+        let mut rest = encoded.as_str();
+        while !rest.is_empty() {
+            // All of it is ASCII.
+            let (line, after) = rest.split_at_checked(64).unwrap_or((rest, ""));
+            pem.push_str(line);
+            pem.push('\n');
+            rest = after;
+        }
+        pem.push_str("-----END CERTIFICATE-----\n");
+    }
+    pem
+}
+
 fn read_bundle(pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let unreadable = |error| TlsError::Bundle(format!("cannot be read: {error}"));
     let named: Vec<_> =

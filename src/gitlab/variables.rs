@@ -24,7 +24,7 @@ pub struct Surroundings<'a> {
     pub version: &'a str,
     /// First characters of the runner's token.
     pub short_token: &'a str,
-    /// Certificates to trust for the GitLab server.
+    /// Certificates to trust for the GitLab server: the pool's, or those of the host where its server has any.
     pub ca_bundle: Option<&'a str>,
     /// Certificate and key that git shows the server.
     pub client: Option<(&'a str, &'a str)>,

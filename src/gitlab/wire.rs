@@ -18,6 +18,9 @@ use self::lenient::{Lenient, lenient, objects};
 /// What stands for the revision of this runner.
 pub const REVISION: &str = "dormouse";
 
+/// The version of gitlab-runner that jobs are run like, for what reads logs.
+pub const LIKE: &str = "19.4.0";
+
 objects!(
     JobInfo,
     GitInfo,

@@ -58,7 +58,8 @@ fn plans(order: &JobOrder, machine: &str) -> Vec<CachePlan> {
     // So does a job without a place to work.
     let Ok(workspace) = place::of_order(order) else { return Vec::new() };
     let temporary = place::temporary(&workspace);
-    let surroundings = order.surroundings(&workspace, &temporary, machine);
+    // A key can name the file of the host's authorities, never what is in it.
+    let surroundings = order.surroundings(&workspace, &temporary, machine, "");
     plan(&job, &JobVariables::gather(&job, &surroundings))
 }
 

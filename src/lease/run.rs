@@ -16,6 +16,7 @@ use super::conclude::{bury, conclude, conclude_sealed};
 use super::conversation::Heard;
 use super::finish::{Finished, abandon_on, finish};
 use super::record::Step;
+use super::seen::StageWatch;
 use super::stream::{Streamed, Streaming, stream, until};
 use super::{DriveError, Driver, resume, suspend, wish};
 use crate::api::job_lease::LeasePhase;
@@ -48,6 +49,7 @@ pub async fn run(driver: &mut Driver) -> Result<(), DriveError> {
         match attach(driver, &link, streaming.trace.read_on()).await {
             Ok((attached, addresses_end)) => {
                 streaming.attached = Some(attached);
+                streaming.stages = StageWatch::default();
                 renewal.get_or_insert_with(|| {
                     Renewal::new(driver, &link, &build_order(driver, &link), addresses_end)
                 });

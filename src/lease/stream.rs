@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::conclude::Conclusion;
 use super::conversation::Heard;
+use super::seen::StageWatch;
 use super::{DriveError, Driver, restore};
 use crate::deed::{Deed, Point};
 use crate::gitlab::client::Wish;
@@ -50,6 +51,8 @@ pub struct Streaming {
     pub cancel_sent: bool,
     /// What is known of the end, once it was concluded.
     pub conclusion: Option<Conclusion>,
+    /// The time of stages, by what this attachment has told.
+    pub stages: StageWatch,
     first_byte: bool,
 }
 
@@ -62,6 +65,7 @@ impl Default for Streaming {
             sealed: None,
             cancel_sent: false,
             conclusion: None,
+            stages: StageWatch::default(),
             first_byte: false,
         }
     }
@@ -142,8 +146,7 @@ pub async fn stream(
                     streaming.read = LogEnd { length, crc32: chunk.crc32 };
                 }
                 Ok(Some(Frame::Status(status))) => {
-                    let (held, lease) = (&driver.held, driver.lease.name_any());
-                    held.shared.driven.stage(&held.namespace, &lease, status.record.stage.as_deref());
+                    note_stage(driver, &mut streaming.stages, status.record.stage.as_deref());
                     if let Some(streamed) = look(streaming, *status) {
                         return Ok(streamed);
                     }
@@ -154,6 +157,15 @@ pub async fn stream(
                 Err(error) => return Ok(Streamed::Broken(error.to_string())),
             },
         }
+    }
+}
+
+/// Notes the stage that a host tells.
+fn note_stage(driver: &Driver, stages: &mut StageWatch, stage: Option<&str>) {
+    let (held, lease) = (&driver.held, driver.lease.name_any());
+    held.shared.driven.stage(&held.namespace, &lease, stage);
+    if let Some((ended, took)) = stages.told(stage, Instant::now().into_std()) {
+        held.shared.metrics.job_stage(&driver.settings.labels, ended, took);
     }
 }
 

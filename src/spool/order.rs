@@ -74,13 +74,19 @@ impl JobOrder {
         if self.pids_limit == 0 { DEFAULT_PIDS_LIMIT } else { self.pids_limit }
     }
 
+    /// Whether jobs are shown the host's own authorities: GitLab is spoken to over TLS, and the pool names nobody to trust.
+    pub fn shows_authorities(&self) -> bool {
+        self.runner.ca_bundle.is_none() && is_https(&self.runner.gitlab_url)
+    }
+
     /// What the job's variables tell of where it runs. The operator and the host read them the same way, so that a cache's
-    /// key is the same on both sides.
+    /// key is the same on both sides; `authorities` are those of the host, which only it knows.
     pub fn surroundings<'a>(
         &'a self,
         workspace: &'a str,
         temporary: &'a str,
         machine: &'a str,
+        authorities: &'a str,
     ) -> Surroundings<'a> {
         Surroundings {
             builds_dir: &self.builds_dir,
@@ -89,13 +95,17 @@ impl JobOrder {
             slot: self.slot,
             version: &self.runner.version,
             short_token: &self.runner.short_token,
-            ca_bundle: self.runner.ca_bundle.as_deref(),
+            ca_bundle: self.runner.ca_bundle.as_deref().or(self.shows_authorities().then_some(authorities)),
             client: self.runner.client.as_ref().map(|client| (&*client.certificate, &*client.key)),
             environment: &self.settings.environment,
             is_disposable: self.settings.is_disposable,
             machine,
         }
     }
+}
+
+fn is_https(url: &str) -> bool {
+    url.split_once("://").is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("https"))
 }
 
 impl fmt::Debug for JobOrder {

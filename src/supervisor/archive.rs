@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! selection: paths, exclude, untracked -> names      write: names -> zip, gzip or raw -> any `Write`
-//!                                                   extract: a file of zip or gzip -> files of the project
+//!                                           extract: a file of zip, gzip or tar.zst -> files of the project
 //! ```
 
 pub mod extract;
@@ -15,8 +15,10 @@ pub mod name;
 pub mod pattern;
 pub mod project;
 pub mod selection;
+pub mod tar;
 pub mod write;
 pub mod zip;
+pub mod zstd;
 
 use std::io;
 
@@ -24,7 +26,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// It is of none of the formats that are unpacked.
-    #[error("it is {0}, which cannot be unpacked here; zip and gzip can")]
+    #[error("it is {0}, which cannot be unpacked here; zip, gzip and tar.zst can")]
     Format(String),
     /// It contradicts itself, or ends too early.
     #[error("the archive is damaged: {0}")]

@@ -23,13 +23,17 @@ mod picture;
 pub use labels::RunnerLabels;
 use labels::{
     CallLabels, ExecutionLabels, FailureLabels, JobLabels, LevelLabel, ModeLabels, OperationLabels,
-    QueueLabels, RetryLabels, StateLabels, StatusLabels, VersionLabels,
+    QueueLabels, RetryLabels, StageLabels, StateLabels, StatusLabels, VersionLabels,
 };
 pub use picture::{InstanceOperation, Instances, PoolPicture, Requests, TaskOperation, Tasks};
 
 /// Jobs run their scripts; there are no native steps.
 const MODE: &str = "traditional";
 const EXECUTOR: &str = "instance";
+
+/// All states of instances that fleeting knows.
+const INSTANCE_STATES: [&str; 8] =
+    ["requested", "pending", "creating", "running", "suspending", "suspended", "resuming", "deleting"];
 
 type Gauges = Family<RunnerLabels, Gauge>;
 type Counters = Family<RunnerLabels, Counter>;
@@ -44,6 +48,7 @@ pub(super) struct Upstream {
     jobs_total: Counters,
     failed_jobs: Family<FailureLabels, Counter>,
     job_seconds: Histograms<ModeLabels>,
+    stage_seconds: Histograms<StageLabels>,
     queue_seconds: Histograms<QueueLabels>,
     queue_size: Histograms<RunnerLabels>,
     queue_depth: Histograms<RunnerLabels>,
@@ -148,6 +153,12 @@ impl Upstream {
                 "gitlab_runner_job_duration",
                 "Time from a job's hand-out to its report",
                 job_histogram,
+            ),
+            stage_seconds: seconds(
+                r,
+                "gitlab_runner_job_stage_duration",
+                "Time that a stage of a job took, seen from here",
+                queue_histogram,
             ),
             queue_seconds: seconds(
                 r,
@@ -293,12 +304,16 @@ impl Upstream {
         self.desired.get_or_create(runner).set(i64::from(picture.desired_instances));
         self.max_tasks.get_or_create(runner).set(i64::from(picture.capacity_per_instance));
         self.max_uses.get_or_create(runner).set(i64::from(picture.max_use_count));
+        // In three of fleeting's states there is never one: it is counted where it goes. Panels add all of them up.
         let Instances { requested, creating, running, suspended, deleting } = picture.instances;
         for (state, count) in [
             ("requested", requested),
+            ("pending", 0),
             ("creating", creating),
             ("running", running),
+            ("suspending", 0),
             ("suspended", suspended),
+            ("resuming", 0),
             ("deleting", deleting),
         ] {
             let labels = StateLabels { runner: runner.clone(), state };
@@ -338,7 +353,7 @@ impl Upstream {
             gauges.remove(runner);
         }
         self.request_adaptive_limit.remove(runner);
-        for state in ["requested", "creating", "running", "suspended", "deleting"] {
+        for state in INSTANCE_STATES {
             self.instances.remove(&StateLabels { runner: runner.clone(), state });
         }
         for state in ["idle", "pending", "reserved", "acquired", "unavailable", "unhealthy"] {
@@ -418,6 +433,11 @@ impl Upstream {
         self.executions.get_or_create(&labels).inc();
         self.slot(runner, "acquire");
         self.task(runner, TaskOperation::Acquire);
+    }
+
+    pub(super) fn job_stage(&self, runner: &RunnerLabels, stage: String, took: Duration) {
+        let labels = StageLabels { runner: runner.clone(), stage };
+        self.stage_seconds.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
     pub(super) fn job_reported(

@@ -80,3 +80,16 @@ fn what_cannot_be_read_is_told_apart() {
     assert!(matches!(client_config(None, Some(broken)), Err(TlsError::Identity(_))));
     client_config(None, None).unwrap();
 }
+
+#[test]
+fn certificates_are_written_as_other_programs_read_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["CA:TRUE", "CA:FALSE"].map(|constraints| self_signed(folder.path(), constraints));
+    // As openssl wrote it, with the second one behind it.
+    let written = std::fs::read_to_string(folder.path().join("certificate")).unwrap();
+    let pem = as_pem(&[first.clone(), second.clone()]);
+    assert!(pem.ends_with(&written), "{pem}");
+    assert_eq!(read_bundle(&pem).unwrap(), [first, second]);
+    // There is always somebody to trust.
+    assert!(!read_bundle(&system_pem()).unwrap().is_empty());
+}

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::testbed::gitlab::{JobSpec, JobState, JobView};
+use crate::testbed::gitlab::{GitRepo, JobSpec, JobState, JobView};
 use crate::testbed::stage::{POOL, Setting, Stage};
 use crate::testbed::tls::{Authority, Issued, TlsFront, self_signed};
 use crate::traces::next_job_runs;
@@ -68,6 +68,34 @@ async fn gets(stage: &Stage, from: &JobView) -> Result<()> {
     let gets = JobSpec::new("gets").script(["cat a"]).payload_field("dependencies", json!([dependency]));
     let done = stage.run(gets).await?;
     ensure!(done.state == JobState::Success && done.log_contains("content"), "{}", done.log_text());
+    Ok(())
+}
+
+/// Runs a job whose sources come from there, by the real git, and whose script is shown whom to trust and what to show.
+async fn fetches(stage: &Stage, front: &TlsFront) -> Result<()> {
+    let repo = GitRepo::create("group/secured")?;
+    repo.commit("first", &[("tracked", "fetched over TLS\n")])?;
+    let (plain, secured) = (stage.gitlab.url(), front.url());
+    let [plain, secured] =
+        [plain.as_str(), secured.as_str()].map(|url| url.rsplit('/').next().unwrap_or(url));
+    let (from, to) = (format!("@{plain}/"), format!("@{secured}/"));
+    let fetches = JobSpec::new("fetches").git(&repo, "main").edit_payload(move |payload| {
+        let url = payload["git_info"]["repo_url"].as_str().unwrap_or_default();
+        let url = url.replace("http://", "https://").replace(&from, &to);
+        payload["git_info"]["repo_url"] = json!(url);
+    });
+    let script = [
+        "cat tracked",
+        "git ls-remote origin HEAD > /dev/null && echo 'the script reaches it too'",
+        "for file in CA CERT KEY; do name=CI_SERVER_TLS_${file}_FILE; test -s \"${!name}\"; done",
+        "openssl verify -CAfile \"$CI_SERVER_TLS_CA_FILE\" \"$CI_SERVER_TLS_CERT_FILE\"",
+    ];
+    let done = stage.run(fetches.script(script)).await?;
+    ensure!(done.state == JobState::Success, "{}", done.log_text());
+    for line in ["fetched over TLS", "01O the script reaches it too", "CI_SERVER_TLS_CERT_FILE: OK"] {
+        ensure!(done.log_contains(line), "{line:?} is not in {}", done.log_text());
+    }
+    ensure!(!done.fetches.is_empty() && !done.log_contains("PRIVATE KEY"), "{}", done.log_text());
     Ok(())
 }
 
@@ -160,6 +188,7 @@ async fn replaced_certificates_are_followed_by_a_job_that_runs() -> Result<()> {
     // The host shows GitLab the certificate too.
     let done = hands_over(&stage).await?;
     gets(&stage, &done).await?;
+    fetches(&stage, &front).await?;
     stage.end().await
 }
 

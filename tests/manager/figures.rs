@@ -71,7 +71,15 @@ async fn dashboards_for_gitlab_runner_find_every_metric_they_read() -> Result<()
     until("a request was refused", SOON, async || Ok((stage.gitlab.fault_hits(fault) > 0).then_some(())))
         .await?;
     let failed = stage.run(JobSpec::new("fails").script(["exit 1"])).await?;
-    let passed = stage.run(JobSpec::new("passes").script(["true"])).await?;
+    // Both ends of its last stage but one are seen: it begins and ends while the job is streamed.
+    let wait = |word: &str| [format!("echo {word}; while [ ! -e /tmp/{word} ]; do sleep 0.05; done")];
+    let passes = JobSpec::new("passes").script(wait("first")).after_script(wait("second"));
+    let id = stage.gitlab.enqueue(passes);
+    for word in ["first", "second"] {
+        stage.until_log(id, &format!("$ echo {word}")).await?;
+        stage.touch(&format!("/tmp/{word}")).await?;
+    }
+    let passed = stage.until_over(id).await?;
     ensure!((failed.state, passed.state) == (JobState::Failed, JobState::Success));
     stage.lease_over(failed.id).await?;
     stage.lease_over(passed.id).await?;
@@ -101,6 +109,8 @@ async fn dashboards_for_gitlab_runner_find_every_metric_they_read() -> Result<()
         "gitlab_runner_concurrent 7".to_owned(),
         "state=\"idle\",stage=\"\",executor_stage=\"\"} 0".to_owned(),
         "failure_reason=\"script_failure\",mode=\"traditional\"} 1".to_owned(),
+        "stage=\"after_script\"} 1".to_owned(),
+        "state=\"suspending\"} 0".to_owned(),
         "endpoint=\"request_job\",status=\"503\",method=\"post\"} 1".to_owned(),
     ] {
         ensure!(text.contains(&line), "{line} is missing in:\n{text}");

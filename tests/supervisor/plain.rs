@@ -13,7 +13,7 @@ fn a_job_runs_and_its_log_has_head_script_and_end() {
     let ran = host.run(&order(&host, "env1", 1, &["echo hello", "if true; then\n  echo deep\nfi"]));
     let text = ran.text();
     for wanted in [
-        "00O Running with dormouse 1.2.3",
+        "00O Running with gitlab-runner 19.4.0 (dormouse 1.2.3)",
         "00O   on pool abcdefghi, system ID: s_0123456789ab",
         "01O \u{1b}[32;1m$ echo hello\u{1b}[0;m",
         "01O hello",
@@ -21,6 +21,7 @@ fn a_job_runs_and_its_log_has_head_script_and_end() {
         "01O deep",
         "section_start:",
         ":step_script\r\u{1b}[0K",
+        "Executing \"step_script\" stage of the job script",
         "Job succeeded",
     ] {
         assert!(text.contains(wanted), "{wanted:?} is not in {text}");
@@ -30,6 +31,60 @@ fn a_job_runs_and_its_log_has_head_script_and_end() {
     assert!(ran.record().sealed);
     assert_eq!(ran.crc32, crc32fast::hash(&ran.log));
     assert_eq!(text, host.log("env1", 1));
+}
+
+#[test]
+fn sections_and_their_titles_are_those_of_gitlab_runner() {
+    let host = Host::new();
+    let mut order = order(&host, "env1", 1, &["true"]);
+    order.job.steps.extend([step("release", &["true"]), step("after_script", &["true"])]);
+    let ran = host.run(&order);
+    let text = ran.text();
+    let mut rest = text.as_str();
+    for (name, title) in [
+        ("prepare_executor", "Preparing the \"instance\" executor"),
+        ("prepare_script", "Preparing environment"),
+        ("step_script", "Executing \"step_script\" stage of the job script"),
+        ("step_release", "Executing \"step_release\" stage of the job script"),
+        ("after_script", "Running after_script"),
+        ("cleanup_file_variables", "Cleaning up project directory and file based variables"),
+    ] {
+        // Begin, title in bold cyan, end.
+        for mark in [
+            format!(":{name}\r\u{1b}[0K"),
+            format!("\u{1b}[36;1m{title}\u{1b}[0;m"),
+            format!(":{name}\r\u{1b}[0K"),
+        ] {
+            let (_, after) =
+                rest.split_once(&mark).unwrap_or_else(|| panic!("{mark:?} is not next in {text}"));
+            rest = after;
+        }
+    }
+    assert_eq!(
+        (text.matches("section_start:").count(), text.matches("section_end:").count()),
+        (6, 6),
+        "{text}"
+    );
+    assert!(rest.contains("Job succeeded"), "{text}");
+}
+
+#[test]
+fn a_job_of_an_https_server_is_shown_whom_the_host_trusts() {
+    let host = Host::new();
+    let script = "openssl x509 -in \"$CI_SERVER_TLS_CA_FILE\" -noout -subject; \
+                  grep -c BEGIN \"$CI_SERVER_TLS_CA_FILE\"; env | grep -c sslCAInfo || true";
+    let mut order = order(&host, "env1", 1, &[script]);
+    order.runner.gitlab_url = "https://gitlab.test".into();
+    order.job.git_info.repo_url = "https://gitlab.test/group/project.git".into();
+    let ran = host.run(&order);
+    let text = ran.text();
+    assert_eq!(ran.record().result.as_ref().unwrap().outcome, Outcome::Success, "{text}");
+    assert!(text.contains("01O subject=") && text.contains("01O 0\n"), "{text}");
+    // Without TLS there is nobody to trust.
+    let host = Host::new();
+    let mut order = self::order(&host, "env1", 1, &["echo \"<$CI_SERVER_TLS_CA_FILE>\""]);
+    order.runner.gitlab_url = "http://gitlab.test".into();
+    assert!(host.run(&order).text().contains("01O <>"));
 }
 
 #[test]
@@ -116,7 +171,7 @@ fn without_the_flag_lines_carry_no_timestamps() {
     let mut order = order(&host, "env1", 1, &["echo plain"]);
     order.job.variables.push(variable("FF_TIMESTAMPS", "false"));
     let ran = host.run(&order);
-    assert!(ran.text().starts_with("Running with dormouse"), "{}", ran.text());
+    assert!(ran.text().starts_with("Running with gitlab-runner"), "{}", ran.text());
     assert!(ran.text().contains("\nplain\n"));
 }
 

@@ -1,6 +1,6 @@
 //! Unpacks an archive into a project.
 //!
-//! All names and sizes of a zip archive are looked at before the first file is written, so that a hostile one changes
+//! All names and sizes of a zip or tar archive are looked at before the first file is written, so that a hostile one changes
 //! nothing. A file takes the place of a file or link of its name; a folder stays with what is in it. Links that point
 //! out of the project and devices are said and left out.
 
@@ -16,7 +16,8 @@ use super::gzip::Member;
 use super::name::{below, split, stays_inside};
 use super::project::ProjectFolder;
 use super::selection::warning;
-use super::zip::entry::{Entry, Kind};
+use super::tar;
+use super::zip::entry::Kind;
 use super::zip::read::ZipReader;
 use super::{ArchiveError, refused, shown};
 
@@ -28,9 +29,6 @@ pub const MOST_BYTES: &str = "DORMOUSE_UNPACK_MAX_BYTES";
 
 /// Longest target of a link.
 const LONGEST_TARGET: u64 = 4096;
-
-/// Deflate makes at most so much of a byte; an archive that promises more has entries that overlap.
-const MOST_OF_A_BYTE: u64 = 1032;
 
 /// How much may come out of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -57,10 +55,10 @@ pub struct Extracted {
     pub bytes: u64,
 }
 
-/// Unpacks `archive`, zip or gzip by its first bytes. `fallback` names a gzip file's content that has no name.
+/// Unpacks `archive`, zip, gzip or tar within zstd by its first bytes. `fallback` names a gzip file's content that has no name.
 ///
 /// # Errors
-/// When it is neither, is damaged, would leave the project or is larger than it may be.
+/// When it is none of them, is damaged, would leave the project or is larger than it may be.
 pub fn extract(
     mut archive: File,
     project: &ProjectFolder,
@@ -76,13 +74,21 @@ pub fn extract(
     match magic.get(..count).unwrap_or_default() {
         [b'P', b'K', 3, 4] | [b'P', b'K', 5, 6] => unpacking.zip(&ZipReader::open(archive)?, say)?,
         [0x1f, 0x8b, ..] => unpacking.gzip(archive, fallback)?,
-        [0x28, 0xb5, 0x2f, 0xfd] => return Err(ArchiveError::Format("compressed with zstd".to_owned())),
+        // A frame, or one to be skipped in front of it.
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => unpacking.tar(&archive, say)?,
         [] => return Err(ArchiveError::Format("empty".to_owned())),
         other => {
             return Err(ArchiveError::Format(format!("of another format (it begins with {other:02x?})")));
         }
     }
     Ok(unpacking.done)
+}
+
+/// What is looked at once more in the end.
+#[derive(Default)]
+struct Made {
+    folders: Vec<(Vec<u8>, Option<u32>, Option<i64>)>,
+    links: Vec<Vec<u8>>,
 }
 
 struct Unpacking<'a> {
@@ -96,7 +102,7 @@ struct Unpacking<'a> {
 impl Unpacking<'_> {
     fn zip(&mut self, archive: &ZipReader, say: &mut dyn FnMut(&str)) -> Result<(), ArchiveError> {
         self.check(archive)?;
-        let (mut folders, mut links) = (Vec::new(), Vec::new());
+        let mut made = Made::default();
         for entry in archive.entries() {
             let entry = entry?;
             if entry.kind == Kind::Folder && below(&entry.name).is_err() {
@@ -105,32 +111,73 @@ impl Unpacking<'_> {
             }
             let path = inside(&entry.name)?;
             match entry.kind {
-                Kind::Folder => {
-                    self.project
-                        .make_folder(&path)
-                        .map_err(refused(format!("{}: failed to make the folder", shown(&path))))?;
-                    folders.push((path, entry.mode, entry.modified));
-                }
+                Kind::Folder => self.folder(path, entry.mode, entry.modified, &mut made)?,
                 Kind::File => {
                     let mut data = archive.data(&entry)?;
                     self.file(&path, entry.mode, entry.modified, &mut data)?;
                 }
                 Kind::Link => {
-                    if self.link(archive, &entry, &path, say)? {
-                        links.push(path);
-                    }
+                    let mut target = Vec::new();
+                    let data = archive.data(&entry)?.take(LONGEST_TARGET).read_to_end(&mut target);
+                    data.map_err(|error| bad_data(&path, &error))?;
+                    self.link(path, &target, &mut made, say)?;
                 }
-                Kind::Special => {
-                    say(&warning(&format!("{}: left out: it is a device, a pipe or a socket", shown(&path))));
-                }
+                Kind::Special => say(&special(&path)),
             }
         }
-        self.check_links(&links, say);
+        self.finish(&made, say)
+    }
+
+    fn tar(&mut self, archive: &File, say: &mut dyn FnMut(&str)) -> Result<(), ArchiveError> {
+        self.check_tar(archive)?;
+        let mut made = Made::default();
+        tar::each(archive, &mut |entry, data| {
+            if entry.kind == tar::Kind::Folder && is_root(&entry.name) {
+                return Ok(());
+            }
+            let path = inside(&entry.name)?;
+            match entry.kind {
+                tar::Kind::Folder => self.folder(path, entry.mode, entry.modified, &mut made)?,
+                tar::Kind::File => self.file(&path, entry.mode, entry.modified, data)?,
+                tar::Kind::Link => self.link(path, &entry.target, &mut made, say)?,
+                tar::Kind::HardLink => {
+                    say(&warning(&format!("{}: left out: it is another name for a file", shown(&path))));
+                }
+                tar::Kind::Special => say(&special(&path)),
+            }
+            Ok(())
+        })?;
+        self.finish(&made, say)
+    }
+
+    /// What is done when all entries are there.
+    fn finish(&mut self, made: &Made, say: &mut dyn FnMut(&str)) -> Result<(), ArchiveError> {
+        self.check_links(&made.links, say);
         // Last, from the innermost: a folder that may not be written to takes no more files.
-        for (path, mode, modified) in folders.iter().rev() {
+        for (path, mode, modified) in made.folders.iter().rev() {
             self.dress_folder(path, *mode, *modified).map_err(refused(shown(path)))?;
         }
         Ok(())
+    }
+
+    /// The same for a tar archive, which is read through for it.
+    fn check_tar(&self, archive: &File) -> Result<(), ArchiveError> {
+        let (mut entries, mut bytes) = (0, 0_u64);
+        tar::each(archive, &mut |entry, _| {
+            entries += 1;
+            if entries > self.bounds.entries {
+                return Err(ArchiveError::TooMany { limit: self.bounds.entries });
+            }
+            bytes = bytes.saturating_add(entry.size);
+            if bytes > self.bounds.bytes {
+                return Err(ArchiveError::TooLarge { limit: self.bounds.bytes });
+            }
+            if entry.kind != tar::Kind::Folder || !is_root(&entry.name) {
+                inside(&entry.name)?;
+            }
+            Ok(())
+        })?;
+        self.check_room(bytes)
     }
 
     /// Looks at all names and sizes before anything is written.
@@ -138,9 +185,10 @@ impl Unpacking<'_> {
         if archive.entries > self.bounds.entries {
             return Err(ArchiveError::TooMany { limit: self.bounds.entries });
         }
-        let mut bytes = 0_u64;
+        let (mut bytes, mut most_of_a_byte) = (0_u64, 0);
         for entry in archive.entries() {
             let entry = entry?;
+            most_of_a_byte = entry.most_of_a_byte().max(most_of_a_byte);
             bytes = bytes.saturating_add(entry.size);
             if entry.kind == Kind::Folder && is_root(&entry.name) {
                 continue;
@@ -150,7 +198,8 @@ impl Unpacking<'_> {
         if bytes > self.bounds.bytes {
             return Err(ArchiveError::TooLarge { limit: self.bounds.bytes });
         }
-        if bytes > archive.length().saturating_mul(MOST_OF_A_BYTE) {
+        // Entries that share their data.
+        if bytes > archive.length().saturating_mul(most_of_a_byte) {
             return Err(ArchiveError::Damaged("it promises more than its length can hold".to_owned()));
         }
         self.check_room(bytes)
@@ -188,6 +237,19 @@ impl Unpacking<'_> {
             self.file(&path, None, modified, &mut member)?;
             rest = member.into_rest();
         }
+        Ok(())
+    }
+
+    fn folder(
+        &mut self,
+        path: Vec<u8>,
+        mode: Option<u32>,
+        modified: Option<i64>,
+        made: &mut Made,
+    ) -> Result<(), ArchiveError> {
+        let attempt = format!("{}: failed to make the folder", shown(&path));
+        self.project.make_folder(&path).map_err(refused(attempt))?;
+        made.folders.push((path, mode, modified));
         Ok(())
     }
 
@@ -234,26 +296,24 @@ impl Unpacking<'_> {
     /// Makes a link, unless it points out of the project.
     fn link(
         &mut self,
-        archive: &ZipReader,
-        entry: &Entry,
-        path: &[u8],
+        path: Vec<u8>,
+        target: &[u8],
+        made: &mut Made,
         say: &mut dyn FnMut(&str),
-    ) -> Result<bool, ArchiveError> {
-        let mut target = Vec::new();
-        let data = archive.data(entry)?;
-        data.take(LONGEST_TARGET).read_to_end(&mut target).map_err(|error| bad_data(path, &error))?;
+    ) -> Result<(), ArchiveError> {
         let project = self.project.path().as_os_str().as_encoded_bytes();
-        if !stays_inside(path, &target, project) {
-            say(&points_out(path, &target));
-            return Ok(false);
+        if !stays_inside(&path, target, project) {
+            say(&points_out(&path, target));
+            return Ok(());
         }
-        let folder = self.folder_of(path)?;
-        let (_, last) = split(path);
-        let said = |error: io::Error| refused(format!("{}: failed to make the link", shown(path)))(error);
+        let folder = self.folder_of(&path)?;
+        let (_, last) = split(&path);
+        let said = |error: io::Error| refused(format!("{}: failed to make the link", shown(&path)))(error);
         remove(folder, last).map_err(said)?;
-        rustix::fs::symlinkat(target.as_slice(), folder, last).map_err(|error| said(error.into()))?;
+        rustix::fs::symlinkat(target, folder, last).map_err(|error| said(error.into()))?;
         self.done.files += 1;
-        Ok(true)
+        made.links.push(path);
+        Ok(())
     }
 
     /// A link can point out through another one, which only the whole tree shows.
@@ -299,6 +359,10 @@ fn inside(name: &[u8]) -> Result<Vec<u8>, ArchiveError> {
         name: format!("{:?}", String::from_utf8_lossy(name)),
         why: why.to_owned(),
     })
+}
+
+fn special(path: &[u8]) -> String {
+    warning(&format!("{}: left out: it is a device, a pipe or a socket", shown(path)))
 }
 
 fn points_out(path: &[u8], target: &[u8]) -> String {

@@ -1,4 +1,5 @@
-//! The zip format, as far as artifacts and caches use it: deflated or stored entries, of any size and number.
+//! The zip format, as far as artifacts and caches use it: deflated or stored entries, of any size and number; those that are
+//! compressed with zstd are read, not written.
 //!
 //! Ours rather than a library's, because names need not be UTF-8 on Linux, because the output cannot be sought in, and
 //! because a central directory of a hundred thousand entries must not be a hundred thousand objects in memory: it is
@@ -43,6 +44,9 @@ const EXTRA_TIME: u16 = 0x5455;
 const STORED: u16 = 0;
 /// The data is deflated.
 const DEFLATED: u16 = 8;
+
+/// The data is compressed with zstd.
+const ZSTD: u16 = 93;
 
 /// Flag: the entry is encrypted.
 const ENCRYPTED: u16 = 1;

@@ -31,6 +31,7 @@ use crate::spool::record::{Outcome, ScriptEnd};
 use crate::supervisor::log::file::LogFile;
 use crate::supervisor::log::{JobLog, LogStyle};
 use crate::supervisor::workspace;
+use crate::tls;
 
 /// A job that runs.
 pub struct Job {
@@ -105,9 +106,10 @@ impl Job {
         }
         let temporary = workspace::temporary(&admitted.environment.workspace);
         let workspace = &admitted.environment.workspace;
-        let surroundings = order.surroundings(workspace, &temporary, std::env::consts::ARCH);
+        let authorities = if order.shows_authorities() { tls::system_pem() } else { String::new() };
+        let surroundings = order.surroundings(workspace, &temporary, std::env::consts::ARCH, &authorities);
         let variables = JobVariables::gather(&order.job, &surroundings);
-        let git_settings = git_settings(&order.job, &variables);
+        let git_settings = git_settings(&order.job, &variables, order.shows_authorities());
         let style = LogStyle {
             secrets: variables.secrets().to_vec(),
             token_prefixes: &order.job.features.token_mask_prefixes,

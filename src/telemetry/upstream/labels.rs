@@ -38,6 +38,13 @@ pub(super) struct ModeLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct StageLabels {
+    #[prometheus(flatten)]
+    pub(super) runner: RunnerLabels,
+    pub(super) stage: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ExecutionLabels {
     #[prometheus(flatten)]
     pub(super) runner: RunnerLabels,

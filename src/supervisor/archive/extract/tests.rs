@@ -361,6 +361,138 @@ fn a_gzip_file_cannot_leave_either_and_is_bounded_as_it_goes() {
     bed.assert_untouched();
 }
 
+/// Made by `tar --format=pax` and `zstd -19 --check`: a program, a link to it, an empty folder, zeros, a name above 100 bytes
+/// and one that is no UTF-8.
+const TREE: &[u8] = include_bytes!("tree.tar.zst");
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+/// Each a kind, a name, a target and a content.
+fn tar_zst(entries: &[(::tar::EntryType, &str, &str, &[u8])]) -> Vec<u8> {
+    let mut tar = ::tar::Builder::new(Vec::new());
+    for (kind, name, target, content) in entries {
+        let mut header = ::tar::Header::new_gnu();
+        // Also what a well-meant program would not write.
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes());
+        header.set_entry_type(*kind);
+        header.set_mode(0o6755);
+        header.set_mtime(1_700_000_000);
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        tar.append(&header, *content).unwrap();
+    }
+    zstd(&tar.into_inner().unwrap())
+}
+
+const TAR_FILE: ::tar::EntryType = ::tar::EntryType::Regular;
+const TAR_LINK: ::tar::EntryType = ::tar::EntryType::Symlink;
+
+#[test]
+fn what_tar_and_zstd_have_packed_is_unpacked() {
+    use std::os::unix::ffi::OsStrExt;
+    let mut bed = Bed::new();
+    let done = bed.extract(TREE).unwrap();
+    assert_eq!((done.files, done.bytes, bed.lines.clone()), (5, 100_031, Vec::new()));
+    let run = std::fs::metadata(bed.path().join("bin/run")).unwrap();
+    assert_eq!((run.mode() & 0o7777, run.mtime()), (0o755, 1_700_000_000));
+    assert_eq!(std::fs::read_link(bed.path().join("bin/latest")).unwrap(), Path::new("run"));
+    assert!(bed.path().join("bin/empty").is_dir());
+    let long = format!("deep/{}/{}", "n".repeat(60), "m".repeat(70));
+    assert_eq!(std::fs::read_to_string(bed.path().join(long)).unwrap(), "long\n");
+    let odd = bed.path().join(std::ffi::OsStr::from_bytes(b"latin-\xe9"));
+    assert_eq!(std::fs::read_to_string(odd).unwrap(), "bytes");
+    for length in [4, 20, TREE.len() / 2, TREE.len() - 1] {
+        let mut bed = Bed::new();
+        let error = bed.extract(&TREE[..length]).unwrap_err();
+        assert!(matches!(error, ArchiveError::Damaged(_)), "{length}: {error}");
+        assert_eq!(std::fs::read_dir(bed.path()).unwrap().count(), 0, "{length}");
+    }
+}
+
+#[test]
+fn a_tar_archive_stays_in_the_project_too() {
+    for name in ["../beside", "/etc/dormouse-test", "a/../../beside"] {
+        let mut bed = Bed::new();
+        let archive = tar_zst(&[(TAR_FILE, "first", "", b"x"), (TAR_FILE, name, "", b"x")]);
+        let error = bed.extract(&archive).unwrap_err();
+        assert!(matches!(error, ArchiveError::Outside { .. }), "{name}: {error}");
+        assert!(!bed.path().join("first").exists());
+        bed.assert_untouched();
+    }
+    let mut bed = Bed::new();
+    let archive = tar_zst(&[
+        (::tar::EntryType::Directory, "./", "", b""),
+        (TAR_LINK, "out", "..", b""),
+        (TAR_LINK, "fine", "file", b""),
+        (::tar::EntryType::Link, "again", "file", b""),
+        (::tar::EntryType::Fifo, "pipe", "", b""),
+        (::tar::EntryType::XGlobalHeader, "notes", "", b"13 comment=x\n"),
+        (TAR_FILE, "file", "", b"content"),
+        (TAR_FILE, "out/beside", "", b"content"),
+    ]);
+    assert_eq!(bed.extract(&archive).unwrap().files, 3);
+    let [out, again, pipe] = &bed.lines[..] else { panic!("{:?}", bed.lines) };
+    assert!(out.contains("outside of the project") && again.contains("another name"), "{:?}", bed.lines);
+    assert!(pipe.contains("a pipe"), "{pipe}");
+    assert!(bed.path().join("out/beside").is_file() && !bed.path().join("notes").exists());
+    assert_eq!(std::fs::metadata(bed.path().join("file")).unwrap().mode() & 0o7777, 0o755);
+    bed.assert_untouched();
+}
+
+#[test]
+fn a_tar_archive_that_grows_too_much_is_refused_before_it_is_unpacked() {
+    let zeros = vec![0; 3_000_000];
+    let bomb = tar_zst(&[(TAR_FILE, "small", "", b"x"), (TAR_FILE, "zeros", "", &zeros)]);
+    assert!(bomb.len() < 10_000, "{}", bomb.len());
+    let mut bed = Bed::new();
+    let error = bed.extract_within(&bomb, Bounds { entries: 2, bytes: 3_000_000 }).unwrap_err();
+    assert!(matches!(error, ArchiveError::TooLarge { .. }), "{error}");
+    let error = bed.extract_within(&bomb, Bounds { entries: 1, bytes: 3_000_001 }).unwrap_err();
+    assert!(matches!(error, ArchiveError::TooMany { .. }), "{error}");
+    // A name of 3 MB, which would be kept in memory.
+    let name =
+        tar_zst(&[(::tar::EntryType::GNULongName, "././@LongLink", "", &zeros), (TAR_FILE, "x", "", b"")]);
+    let error = bed.extract(&name).unwrap_err();
+    assert!(error.to_string().contains("too long"), "{error}");
+    assert_eq!(std::fs::read_dir(bed.path()).unwrap().count(), 0);
+    assert_eq!(bed.extract_within(&bomb, Bounds { entries: 2, bytes: 3_000_001 }).unwrap().files, 2);
+}
+
+/// A zip archive of one entry that is compressed with zstd, and says that it has this size.
+fn zstd_zip(name: &[u8], content: &[u8], size: usize) -> Vec<u8> {
+    let mut archive = zip(|zip| zip.link(name, &zstd(content), FILE).unwrap());
+    let end_at = archive.len() - 22;
+    let at = u32::from_le_bytes(archive[end_at + 16..end_at + 20].try_into().unwrap()) as usize;
+    archive[at + 10..at + 12].copy_from_slice(&93_u16.to_le_bytes());
+    archive[at + 16..at + 20].copy_from_slice(&crc32fast::hash(content).to_le_bytes());
+    archive[at + 24..at + 28].copy_from_slice(&u32::try_from(size).unwrap().to_le_bytes());
+    archive
+}
+
+#[test]
+fn a_zip_entry_may_be_compressed_with_zstd() {
+    let text = "text of it\n".repeat(100_000);
+    let mut bed = Bed::new();
+    assert_eq!(bed.extract(&zstd_zip(b"a/b", text.as_bytes(), text.len())).unwrap().files, 1);
+    assert_eq!(std::fs::read_to_string(bed.path().join("a/b")).unwrap(), text);
+    for (size, what) in [(text.len() - 1, "more than it says"), (text.len() + 1, "less than it says")] {
+        let error = bed.extract(&zstd_zip(b"lies", text.as_bytes(), size)).unwrap_err();
+        assert!(error.to_string().contains(what), "{error}");
+    }
+    // More than deflate could make of so few bytes, and no more than it says.
+    let zeros = vec![0; 3_000_000];
+    let archive = zstd_zip(b"zeros", &zeros, zeros.len());
+    assert!(archive.len() * 1032 < zeros.len(), "{}", archive.len());
+    assert_eq!(bed.extract(&archive).unwrap().bytes, 3_000_000);
+    let error = bed.extract_within(&archive, Bounds { entries: 1, bytes: 2_999_999 }).unwrap_err();
+    assert!(matches!(error, ArchiveError::TooLarge { .. }), "{error}");
+    let error = bed.extract(&zstd_zip(b"promise", b"", 2_000_000_000)).unwrap_err();
+    assert!(error.to_string().contains("promises more"), "{error}");
+}
+
 #[test]
 fn raw_is_one_file_as_it_is() {
     let from = Bed::new();

@@ -2,7 +2,11 @@
 
 use rustix::fs::FileType;
 
-use super::{CENTRAL, CENTRAL_LENGTH, EXTRA_TIME, EXTRA_WIDE, UNIX, WIDE};
+use super::{CENTRAL, CENTRAL_LENGTH, EXTRA_TIME, EXTRA_WIDE, UNIX, WIDE, ZSTD};
+use crate::supervisor::archive::zstd;
+
+/// Deflate makes at most so much of a byte.
+const DEFLATE_MAKES: u64 = 1032;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +39,13 @@ pub struct Entry {
     pub(super) crc: u32,
     pub(super) compressed: u64,
     pub(super) offset: u64,
+}
+
+impl Entry {
+    /// Most bytes that one byte of the archive can become in it.
+    pub fn most_of_a_byte(&self) -> u64 {
+        if self.method == ZSTD { zstd::MOST_OF_A_BYTE } else { DEFLATE_MAKES }
+    }
 }
 
 /// Reads one entry of a central directory, name and extra fields included. `None` when it makes no sense.

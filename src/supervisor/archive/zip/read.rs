@@ -11,8 +11,9 @@ pub use super::entry::{Entry, Kind};
 use super::entry::{parse, u16_at, u32_at, u64_at};
 use super::{
     CENTRAL_LENGTH, DEFLATED, ENCRYPTED, END, END_LENGTH, END_WIDE, END_WIDE_LOCATOR, LOCAL, LOCAL_LENGTH,
-    STORED, WIDE, WIDE_COUNT,
+    STORED, WIDE, WIDE_COUNT, ZSTD,
 };
+use crate::supervisor::archive::zstd::Zstd;
 use crate::supervisor::archive::{ArchiveError, refused, shown};
 
 /// Longest comment of an archive.
@@ -134,7 +135,7 @@ impl ZipReader {
         let decoder = match entry.method {
             STORED => Decoder::Stored(section),
             DEFLATED => Decoder::Deflated(DeflateDecoder::new(section)),
-            93 => return Err(unsupported("is compressed with zstd, which is not unpacked here")),
+            ZSTD => Decoder::Zstd(Box::new(Zstd::new(section))),
             method => {
                 return Err(unsupported(&format!(
                     "is compressed by method {method}, which is not unpacked here"
@@ -220,6 +221,7 @@ pub struct Data<'a> {
 enum Decoder<'a> {
     Stored(BufReader<Section<'a>>),
     Deflated(DeflateDecoder<BufReader<Section<'a>>>),
+    Zstd(Box<Zstd<BufReader<Section<'a>>>>),
 }
 
 impl Read for Data<'_> {
@@ -230,6 +232,7 @@ impl Read for Data<'_> {
         let count = match &mut self.decoder {
             Decoder::Stored(data) => data.read(out),
             Decoder::Deflated(data) => data.read(out),
+            Decoder::Zstd(data) => data.read(out),
         }?;
         self.crc.update(out.get(..count).unwrap_or_default());
         self.left = self.left.checked_sub(count as u64).ok_or_else(|| wrong("it holds more than it says"))?;

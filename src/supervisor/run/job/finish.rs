@@ -27,15 +27,16 @@ impl Job {
 
     /// Removes file variables and everything else that is secret; a failure is said, not hidden.
     pub(super) fn clean_up(&mut self) -> Result<(), JobError> {
-        if !workspace::is_there(&self.temporary) {
-            return Ok(());
-        }
-        // The files go first, whatever can be written down of it.
-        let noted = self.record_stage(Some("cleanup_file_variables"));
-        if let Err(error) = workspace::remove(&self.temporary, self.admitted.user.as_ref()) {
+        const STAGE: &str = "cleanup_file_variables";
+        // The files go, whatever can be written down of it.
+        let noted = self.enter(STAGE, "Cleaning up project directory and file based variables");
+        if workspace::is_there(&self.temporary)
+            && let Err(error) = workspace::remove(&self.temporary, self.admitted.user.as_ref())
+        {
             self.warn(&format!("failed to delete {}: {error}", self.temporary))?;
         }
-        noted
+        noted?;
+        self.leave(STAGE)
     }
 
     pub(super) fn result(&self, ended: Ended) -> JobResult {

@@ -1,7 +1,7 @@
 //! The log's first lines, and the stage before anything of the user's runs.
 
 use super::{Ended, Job, JobError, host};
-use crate::gitlab::wire::PolicyOptions;
+use crate::gitlab::wire::{LIKE, PolicyOptions, REVISION};
 use crate::spool::closing::resumed_line;
 use crate::supervisor::archive::write::{LEVELS, named_level};
 use crate::supervisor::run::admission::Loss;
@@ -15,7 +15,7 @@ impl Job {
     /// The first lines of the log.
     pub(super) fn write_head(&mut self) -> Result<(), JobError> {
         let runner = &self.order.runner;
-        let first = format!("Running with dormouse {}", runner.version);
+        let first = format!("Running with gitlab-runner {LIKE} ({REVISION} {})", runner.version);
         let second = format!("  on {} {}, system ID: {}", runner.name, runner.short_token, runner.system_id);
         self.say(&first)?;
         self.say(&second)?;
@@ -95,9 +95,21 @@ impl Job {
 
     /// Before anything of the user's runs.
     pub(super) fn prepare(&mut self) -> Result<Ended, JobError> {
-        self.enter("prepare_script", "Preparing the environment")?;
+        self.enter("prepare_executor", "Preparing the \"instance\" executor")?;
+        self.resumed()?;
+        self.leave("prepare_executor")?;
+        self.enter("prepare_script", "Preparing environment")?;
         let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         self.log.line(&format!("Running on {host_name}, slot {}", self.order.slot)).map_err(JobError::Log)?;
+        self.leave("prepare_script")?;
+        if !self.shell.has_bash() {
+            return Err(JobError::NoShell);
+        }
+        Ok(self.stopped(CancelWish::Graceful)?.map_or(Ok(()), Err))
+    }
+
+    /// Says that the environment was asleep, and what it lacks since.
+    fn resumed(&mut self) -> Result<(), JobError> {
         if let Some(resume) = &self.order.resume {
             self.log.line(&resumed_line(&resume.key)).map_err(JobError::Log)?;
             let gone = match self.admitted.processes_lost {
@@ -115,11 +127,7 @@ impl Job {
             }
             self.unmark()?;
         }
-        self.leave("prepare_script")?;
-        if !self.shell.has_bash() {
-            return Err(JobError::NoShell);
-        }
-        Ok(self.stopped(CancelWish::Graceful)?.map_or(Ok(()), Err))
+        Ok(())
     }
 
     /// The marker was for the time the environment slept.

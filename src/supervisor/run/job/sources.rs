@@ -27,7 +27,7 @@ impl Job {
             self.say("Skipping the sources: GIT_STRATEGY is none")?;
             return Ok(Ok(()));
         };
-        self.enter("get_sources", "Fetching the sources")?;
+        self.enter("get_sources", "Getting source from Git repository")?;
         for warning in warnings {
             self.warn(&warning)?;
         }

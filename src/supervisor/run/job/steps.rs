@@ -22,7 +22,7 @@ impl Job {
         let keep_context = self.order.suspend.on_success || self.order.suspend.on_failure;
         for step in steps.iter().filter(|step| step.name != "after_script" && !step.script.is_empty()) {
             let name = format!("step_{}", step.name);
-            self.enter(&name, "Running the script")?;
+            self.enter(&name, &format!("Executing \"{name}\" stage of the job script"))?;
             let settings = &self.order.settings;
             let around = [&settings.pre_build_script, &settings.post_build_script].map(|script| {
                 let is_given = !script.trim().is_empty();

@@ -16,8 +16,9 @@ pub struct GitSettings {
     pub certificates: Vec<Setting>,
 }
 
-/// What every `git` of the job is told.
-pub fn git_settings(job: &JobPayload, variables: &JobVariables) -> GitSettings {
+/// What every `git` of the job is told. Whom the host trusts by itself (`shows_authorities`) `git` is not told: it finds
+/// them, and whatever else the host's own settings say.
+pub fn git_settings(job: &JobPayload, variables: &JobVariables, shows_authorities: bool) -> GitSettings {
     let mut settings = GitSettings::default();
     let Some(address) = Address::parse(&job.git_info.repo_url) else { return settings };
     let bare = format!("{}://{}/", address.scheme, address.host);
@@ -32,7 +33,11 @@ pub fn git_settings(job: &JobPayload, variables: &JobVariables) -> GitSettings {
         let forms = ssh_forms(&address, variables);
         settings.addresses.extend(forms.into_iter().map(|form| (format!("url.{full}.insteadOf"), form)));
     }
+    let knows_authorities = shows_authorities && !job.variables.iter().any(|given| given.key == CA_FILE);
     for (setting, variable) in [("sslCAInfo", CA_FILE), ("sslCert", CERTIFICATE_FILE), ("sslKey", KEY_FILE)] {
+        if variable == CA_FILE && knows_authorities {
+            continue;
+        }
         let file = variables.value(variable);
         settings.certificates.extend(file.map(|file| (format!("http.{bare}.{setting}"), file.to_owned())));
     }
@@ -137,13 +142,20 @@ mod tests {
         let setting =
             |name: &str, file: &str| (format!("http.https://git.test/.{name}"), format!("/b/p.tmp/{file}"));
         assert_eq!(
-            git_settings(&job, &variables).certificates,
+            git_settings(&job, &variables, false).certificates,
             [
                 setting("sslCAInfo", CA_FILE),
                 setting("sslCert", CERTIFICATE_FILE),
                 setting("sslKey", KEY_FILE),
             ]
         );
+        // The host's own authorities, which a job may replace by its own.
+        let of_host = git_settings(&job, &variables, true).certificates;
+        assert_eq!(of_host, [setting("sslCert", CERTIFICATE_FILE), setting("sslKey", KEY_FILE)]);
+        let own = Variable { key: CA_FILE.into(), value: "own".into(), file: true, ..Variable::default() };
+        let job = JobPayload { variables: vec![own], ..job };
+        let variables = JobVariables::gather(&job, &surroundings);
+        assert_eq!(git_settings(&job, &variables, true).certificates[0], setting("sslCAInfo", CA_FILE));
         assert!(variables.secrets().iter().any(|secret| secret == "a long private key"));
     }
 
@@ -155,7 +167,7 @@ mod tests {
             git_info: GitInfo { repo_url: "https://u:t@git.test:8443/g/p.git".into(), ..GitInfo::default() },
             ..JobPayload::default()
         };
-        let plain = git_settings(&job, &gather(Vec::new()));
+        let plain = git_settings(&job, &gather(Vec::new()), false);
         assert_eq!(
             plain.addresses,
             [("url.https://u:t@git.test:8443/.insteadOf".to_owned(), "https://git.test:8443/".to_owned())]
@@ -166,7 +178,7 @@ mod tests {
             variable("CI_SERVER_SHELL_SSH_PORT", "2222"),
         ]);
         let forms: Vec<String> =
-            git_settings(&job, &forced).addresses.into_iter().map(|(_, form)| form).collect();
+            git_settings(&job, &forced, false).addresses.into_iter().map(|(_, form)| form).collect();
         for wanted in ["git@ssh.test:", "ssh://git@ssh.test:2222/", "git@git.test:", "ssh://git@git.test/"] {
             assert!(forms.iter().any(|form| form == wanted), "{wanted} in {forms:?}");
         }

@@ -139,7 +139,7 @@ fn fetching(settings: &Settings, job: &JobPayload) -> String {
     };
     let flags = quoted(&settings.fetch_flags);
     let (title, depth) = if git.depth > 0 {
-        (format!("Fetching changes, depth {}...", git.depth), format!("--depth={}", git.depth))
+        (format!("Fetching changes with git depth set to {}...", git.depth), format!("--depth={}", git.depth))
     } else {
         ("Fetching changes...".to_owned(), "\"${all[@]}\"".to_owned())
     };
@@ -153,11 +153,11 @@ fn fetching(settings: &Settings, job: &JobPayload) -> String {
 fn checkout(settings: &Settings, job: &JobPayload) -> String {
     let git = &job.git_info;
     if !settings.checkout {
-        let line = say("Skipping the checkout (GIT_CHECKOUT is false)");
+        let line = say("Skipping Git checkout (GIT_CHECKOUT is false)");
         return format!("__dormouse_checkout() {{ {line}; }}\n");
     }
     let short: String = git.sha.chars().take(8).collect();
-    let line = say(&format!("Checking out {short} as detached HEAD (ref {})...", git.ref_name));
+    let line = say(&format!("Checking out {short} as detached HEAD (ref is {})...", git.ref_name));
     let clean = match &settings.clean {
         Some(flags) => format!("__dormouse_try git clean {}", quoted(flags)),
         None => ":".to_owned(),
