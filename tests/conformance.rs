@@ -13,6 +13,7 @@ use futures::future::join_all;
 mod archives;
 mod case;
 mod expect;
+mod faults;
 mod play;
 mod stages;
 mod uploads;

@@ -75,6 +75,9 @@ pub struct Commit {
     /// A tag for it.
     #[serde(default)]
     pub tag: Option<String>,
+    /// Other references that stand for it, such as `refs/merge-requests/1/head`.
+    #[serde(default)]
+    pub refs: Vec<String>,
 }
 
 /// A submodule of a repository.
@@ -116,6 +119,8 @@ pub struct Job {
     pub git: Option<String>,
     /// `git_info.depth`.
     pub git_depth: Option<u32>,
+    /// `git_info.refspecs`, in place of those of its branch or tag.
+    pub refspecs: Option<Vec<String>>,
     /// `allow_git_fetch`.
     pub allow_git_fetch: Option<bool>,
     /// Seconds it may take.

@@ -49,8 +49,10 @@ pub struct Expect {
     pub host: Vec<HostWish>,
     /// How often GitLab was told that the job runs, after the first time: at least and at most.
     pub signs_of_life: Option<(usize, usize)>,
-    /// Seconds that the longest time between two chunks of the log is at least.
-    pub longest_gap: Option<u64>,
+    /// How far apart the chunks of the log are.
+    pub gaps: Option<Gaps>,
+    /// How often GitLab was sent artifacts, whatever it answered.
+    pub uploads_tried: Option<usize>,
     /// Seconds for which GitLab heard nothing after its answer 429, at least.
     pub quiet: Option<u64>,
     /// Most seconds from running to the end.
@@ -70,6 +72,19 @@ pub enum State {
     Failed,
     /// Canceled.
     Canceled,
+}
+
+/// How far apart chunks of the log are in a part of a job's life: before it they come oftener, and the end of a log comes
+/// at once.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gaps {
+    /// Seconds after the job ran at which it begins.
+    pub from: u64,
+    /// And ends.
+    pub to: u64,
+    /// Fewest seconds between two chunks in it.
+    pub least: u64,
 }
 
 type LineTest = Box<dyn Fn(&str) -> bool>;
@@ -145,6 +160,7 @@ impl Expect {
             || !self.last.is_empty()
             || !self.artifacts.is_empty()
             || !self.host.is_empty()
+            || self.updates.is_some()
     }
 
     /// What differs, a line each. `fill` puts in what is known only of the job that ran.
@@ -189,13 +205,8 @@ impl Expect {
                 found.push(format!("there were {signs} signs of life, not {least} to {most}"));
             }
         }
-        if let Some(least) = self.longest_gap {
-            let chunks = job.patches.iter().zip(job.patches.iter().skip(1));
-            let gaps = chunks.map(|(one, next)| next.at.duration_since(one.at).as_secs_f64());
-            let longest = gaps.fold(0.0, f64::max);
-            if longest < least as f64 {
-                found.push(format!("the longest time between two chunks was {longest:.1} s, not {least}"));
-            }
+        if let Some(gaps) = self.gaps {
+            found.extend(gaps.differences(job));
         }
         if let (Some(start), Some(end)) = (job.running_at, job.finished_at) {
             let took = end.duration_since(start).as_secs_f64();
@@ -294,6 +305,25 @@ impl Expect {
         for (upload, wish) in uploads.iter().zip(&self.artifacts) {
             wish.compare(upload, fill, found);
         }
+    }
+}
+
+impl Gaps {
+    fn differences(&self, job: &JobView) -> Vec<String> {
+        let Some(start) = job.running_at else { return vec!["it never ran".to_owned()] };
+        let times = job.patches.iter().map(|patch| patch.at.duration_since(start).as_secs_f64());
+        let within: Vec<f64> =
+            times.filter(|time| (self.from as f64..=self.to as f64).contains(time)).collect();
+        if within.len() < 2 {
+            return vec![format!("there were no two chunks within {self:?}, but {within:.1?}")];
+        }
+        let gaps = within.iter().zip(within.iter().skip(1)).map(|(one, next)| next - one);
+        let shortest = gaps.fold(f64::INFINITY, f64::min);
+        let is_short = shortest < self.least as f64;
+        is_short
+            .then(|| format!("chunks came at {within:.1?} s, not {} s apart", self.least))
+            .into_iter()
+            .collect()
     }
 }
 

@@ -100,6 +100,9 @@ impl Play<'_> {
             if let Some(tag) = &commit.tag {
                 repository.tag(tag, &id)?;
             }
+            for reference in &commit.refs {
+                repository.set_ref(reference, &id)?;
+            }
         }
         self.stage.gitlab.host(&repository);
         self.repositories.insert(project, repository);
@@ -131,7 +134,10 @@ impl Play<'_> {
         }
         let deadline = job.deadline.map_or(SOON, Duration::from_secs);
         let over = self.stage.gitlab.wait_until_over(id, deadline).await?;
-        self.stage.lease_over(id).await?;
+        // One that needs what the runner does not list is GitLab's own to end.
+        if over.picked_up_at.is_some() {
+            self.stage.lease_over(id).await?;
+        }
         let mut differences = self.differences(job, &over).await?;
         differences.extend(self.heard_too_soon(job, id, began).await?);
         self.key.clone_from(&over.environment_key);
@@ -188,6 +194,17 @@ impl Play<'_> {
         let workspace = place.as_ref().map(|(_, workspace)| workspace.clone()).unwrap_or_default();
         let fill = |text: &str| self.fill(text, Some(over)).replace("<<workspace>>", &workspace);
         let mut found = job.expect.differences(over, &fill).await;
+        if let Some(wished) = job.expect.uploads_tried {
+            let is_upload = |request: &Request| {
+                request.job == Some(over.id)
+                    && request.method == "POST"
+                    && request.path.ends_with("/artifacts")
+            };
+            let tried = self.stage.gitlab.requests().iter().filter(|request| is_upload(request)).count();
+            if tried != wished {
+                found.push(format!("GitLab was sent artifacts {tried} times, not {wished}"));
+            }
+        }
         let Some((host, _)) = place else { return Ok(found) };
         for wish in &job.expect.host {
             let command = fill(&wish.run);
@@ -332,9 +349,13 @@ impl Play<'_> {
         }
         let more: Vec<Value> = job.more_variables.clone();
         let (project, gitlab) = (self.project.clone(), self.stage.gitlab.url());
+        let refspecs = job.refspecs.clone();
         Ok(spec.edit_payload(move |payload| {
             for (name, value) in &fields {
                 payload[name] = value.clone();
+            }
+            if let Some(refspecs) = &refspecs {
+                payload["git_info"]["refspecs"] = json!(refspecs);
             }
             if let Some(variables) = payload["variables"].as_array_mut() {
                 let variable = json!({ "public": true, "file": false, "masked": false, "raw": false });

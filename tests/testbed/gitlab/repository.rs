@@ -47,6 +47,8 @@ impl GitRepo {
         repo.git(&["init", "--quiet", "--bare", "--initial-branch=main", &format, "."], &[])?;
         // A runner fetches the job's commit by its id, which GitLab allows.
         repo.git(&["config", "uploadpack.allowAnySHA1InWant", "true"], &[])?;
+        // And a clone without the contents it does not need.
+        repo.git(&["config", "uploadpack.allowFilter", "true"], &[])?;
         Ok(repo)
     }
 
