@@ -37,8 +37,12 @@ use view::Memory;
 const RETRY: SignedDuration = SignedDuration::from_secs(2);
 const LONGEST_RETRY: SignedDuration = SignedDuration::from_secs(60);
 
-/// How long a step rests that only a person can help, or that waits for capacity.
+/// The same for a step that only a person can help, or that waits for capacity.
 const LONG_RETRY: SignedDuration = SignedDuration::from_secs(30);
+const LONGEST_LONG_RETRY: SignedDuration = SignedDuration::from_mins(10);
+
+/// The longest pause while a job or an environment waits for the fleet: what is needed may be had by now.
+const LONGEST_WHILE_AWAITED: SignedDuration = SignedDuration::from_mins(2);
 
 /// A pool's part of its cloud while the pool is held; empty and idle for a pool of hosts of one's own.
 pub struct Fleet {
@@ -61,6 +65,8 @@ struct State {
     memory: Memory,
     /// Steps that failed, by what they are about.
     failures: BTreeMap<String, Failure>,
+    /// Whether a job or an environment waits for the fleet.
+    is_awaited: bool,
     /// Sequences that are being carried out, by what they are about.
     running: BTreeSet<String>,
     /// Whether one of them sets the group's size.
@@ -75,6 +81,13 @@ struct State {
     is_expected: bool,
 }
 
+impl State {
+    /// Whether what is about that thing has failed and is not tried again yet.
+    fn rests(&self, subject: &str, now: Timestamp) -> bool {
+        self.failures.get(subject).is_some_and(|failure| failure.again_at(self.is_awaited) > now)
+    }
+}
+
 /// A step that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -82,8 +95,28 @@ pub struct Failure {
     pub error: CloudError,
     /// How often in a row.
     pub times: u32,
+    /// When it failed last.
+    pub failed_at: Timestamp,
+}
+
+impl Failure {
     /// When it is tried again.
-    pub again_at: Timestamp,
+    fn again_at(&self, is_awaited: bool) -> Timestamp {
+        let pause = pause(self.error.class, self.times);
+        let pause = if is_awaited { pause.min(LONGEST_WHILE_AWAITED) } else { pause };
+        self.failed_at.checked_add(pause).unwrap_or(Timestamp::MAX)
+    }
+}
+
+/// How long a step rests that has failed so often in a row.
+fn pause(class: ErrorClass, times: u32) -> SignedDuration {
+    let (first, longest) = match class {
+        ErrorClass::Retry | ErrorClass::Refused | ErrorClass::Gone => (RETRY, LONGEST_RETRY),
+        ErrorClass::NoCapacity | ErrorClass::Denied | ErrorClass::Quota | ErrorClass::Invalid => {
+            (LONG_RETRY, LONGEST_LONG_RETRY)
+        }
+    };
+    (first * 2_i32.saturating_pow(times.min(6).saturating_sub(1))).min(longest)
 }
 
 impl Fleet {
@@ -153,9 +186,7 @@ impl Fleet {
     pub fn is_fresh(&self, subject: &str) -> bool {
         let state = self.state();
         let looked_at = state.facts.as_ref().map(|facts| facts.at);
-        let now = clock::now();
-        let is_waiting = state.failures.get(subject).is_some_and(|failure| failure.again_at > now);
-        !is_waiting
+        !state.rests(subject, clock::now())
             && state
                 .memory
                 .touched
@@ -220,16 +251,7 @@ impl Fleet {
     pub(crate) fn failed(&self, subject: &str, error: CloudError, now: Timestamp) {
         let mut state = self.state();
         let times = state.failures.get(subject).map_or(0, |failure| failure.times).saturating_add(1);
-        let wait = match error.class {
-            ErrorClass::Retry | ErrorClass::Refused | ErrorClass::Gone => {
-                (RETRY * 2_i32.saturating_pow(times.min(6).saturating_sub(1))).min(LONGEST_RETRY)
-            }
-            ErrorClass::NoCapacity | ErrorClass::Denied | ErrorClass::Quota | ErrorClass::Invalid => {
-                LONG_RETRY
-            }
-        };
-        let again_at = now.checked_add(wait).unwrap_or(Timestamp::MAX);
-        state.failures.insert(subject.to_owned(), Failure { error, times, again_at });
+        state.failures.insert(subject.to_owned(), Failure { error, times, failed_at: now });
         // It may have been done although it was not answered: decide on what is there.
         state.memory.touched.insert(subject.to_owned(), now);
         drop(state);
@@ -244,5 +266,31 @@ impl Fleet {
     fn state(&self) -> MutexGuard<'_, State> {
         // A poisoned lock means that a task panicked while it held plain data: the data is as good as before.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_a_long_one_is_cut_short_while_somebody_waits() {
+        let pauses = |class| [1, 2, 3, 5, 6, 7, 1_000].map(|times| pause(class, times).as_secs());
+        for class in [ErrorClass::Retry, ErrorClass::Refused, ErrorClass::Gone] {
+            assert_eq!(pauses(class), [2, 4, 8, 32, 60, 60, 60]);
+        }
+        for class in [ErrorClass::NoCapacity, ErrorClass::Denied, ErrorClass::Quota, ErrorClass::Invalid] {
+            assert_eq!(pauses(class), [30, 60, 120, 480, 600, 600, 600]);
+        }
+        let error = CloudError {
+            class: ErrorClass::Quota,
+            attempt: "start it".to_owned(),
+            code: "VcpuLimitExceeded".to_owned(),
+            message: String::new(),
+        };
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let failure = |times| Failure { error: error.clone(), times, failed_at: at(1_000) };
+        assert_eq!((failure(1).again_at(true), failure(1).again_at(false)), (at(1_030), at(1_030)));
+        assert_eq!((failure(9).again_at(true), failure(9).again_at(false)), (at(1_120), at(1_600)));
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use serde_json::json;
 use tokio::time::Instant;
@@ -42,8 +43,10 @@ pub mod runner_secret;
 pub mod settings;
 pub mod slots;
 pub mod status;
+pub mod told;
 
 use held::lock;
+use told::Told;
 
 pub use busy::Subject;
 pub use held::Held;
@@ -390,8 +393,10 @@ fn until_token_is_due(held: &Held) -> Duration {
 
 /// Writes the pool's status if it differs; answers when to look again at one whose difference may yet pass.
 async fn write_status(held: &Held) -> Result<Option<Duration>, kube::Error> {
-    let mut differs_since = held.status_turn.lock().await;
+    let mut turn = held.status_turn.lock().await;
     let Some(pool) = held.pool() else { return Ok(None) };
+    let said = pool.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let told = turn.told.get_or_insert_with(|| Told::by(said));
     let hosts = held.hosts.view();
     let settings = held.settings();
     let problem = held.problem();
@@ -432,31 +437,53 @@ async fn write_status(held: &Held) -> Result<Option<Duration>, kube::Error> {
         })
     });
     if pool.status.as_ref() == Some(&status) {
-        *differs_since = None;
+        tell(held, &pool, told, &status.conditions).await;
+        turn.differs_since = None;
         return Ok(None);
     }
     if pool.status.as_ref().is_some_and(|old| status::may_pass(old, &status)) {
-        let left = LOAD_LAG.saturating_sub(differs_since.get_or_insert_with(Instant::now).elapsed());
+        let left = LOAD_LAG.saturating_sub(turn.differs_since.get_or_insert_with(Instant::now).elapsed());
         if !left.is_zero() {
             return Ok(Some(left));
         }
     }
-    *differs_since = None;
+    turn.differs_since = None;
     if !held.may_overwrite("RunnerPool", pool.status.as_ref().and_then(|status| status.epoch)) {
         return Ok(None);
     }
     let mut next = pool.as_ref().clone();
     let old = pool.status.clone().unwrap_or_default();
     let usage = fleet::tally::pool_usage(&old, &status, clock::now());
+    let conditions = status.conditions.clone();
     next.status = Some(RunnerPoolStatus { usage, ..status });
     match held.shared.pools.replace_status(held.deed(Point::PoolStatusWritten).await, &next).await {
-        Ok(_) => Ok(None),
+        Ok(_) => {
+            if let Some(told) = &mut turn.told {
+                tell(held, &pool, told, &conditions).await;
+            }
+            Ok(None)
+        }
         // Somebody changed the pool meanwhile; the next look writes on top of that.
         Err(error) if is_conflict(&error) => {
             held.wake();
             Ok(None)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Tells people how conditions have turned, once the object says so.
+async fn tell(held: &Held, pool: &RunnerPool, told: &mut Told, conditions: &[Condition]) {
+    for turn in told.turns(conditions, clock::now()) {
+        let (events, name) = (&held.shared.events, held.name.as_str());
+        let told::Turn { type_, reason, is_bad, note } = turn;
+        if is_bad {
+            tracing::warn!(pool = name, reason, note, "a condition has turned");
+            events.warning(pool, &reason, type_, note).await;
+        } else {
+            tracing::info!(pool = name, reason, note, "a condition has turned");
+            events.normal(pool, &reason, type_, note).await;
+        }
     }
 }
 

@@ -14,6 +14,7 @@ pub mod aws;
 mod change;
 pub mod observer;
 pub mod tags;
+mod way_out;
 
 pub use change::{Change, Changed, VolumeOrder};
 

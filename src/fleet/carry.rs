@@ -28,7 +28,7 @@ pub fn start(held: &Arc<Held>, cloud: &Arc<dyn Cloud>, sequences: &[Sequence]) {
     for sequence in numbers.into_iter().chain(others) {
         {
             let mut state = held.fleet.state();
-            let rests = state.failures.get(&sequence.subject).is_some_and(|failure| failure.again_at > now);
+            let rests = state.rests(&sequence.subject, now);
             let waits = state.is_being_resized && sequence.lowers_size();
             if rests || waits || !state.running.insert(sequence.subject.clone()) {
                 continue;
@@ -144,7 +144,8 @@ async fn make_by(held: &Held, cloud: &dyn Cloud, change: &Change, deed: Deed) ->
             tracing::warn!(pool = held.name, class = error.class.as_str(), %error, "the cloud did not do it");
             if let Some(pool) = held.pool().filter(|_| error.class != ErrorClass::Retry) {
                 let events = &held.shared.events;
-                events.warning(pool.as_ref(), "CloudRefused", error.class.as_str(), error.to_string()).await;
+                let (action, note) = (error.class.as_str(), error.with_way_out());
+                events.warning(pool.as_ref(), "CloudRefused", action, note).await;
             }
         }
     }

@@ -178,8 +178,9 @@ pub fn remember(memory: &mut Memory, facts: &Facts, stands: &BTreeMap<String, St
     let kept_for = SignedDuration::from_mins(10);
     memory.touched.retain(|_, at| now.duration_since(*at) < kept_for);
     for (id, stand) in stands.iter().filter(|(id, _)| is_there(id)) {
-        if stand.is_ready() {
-            memory.were_ready.insert(id.clone());
+        if stand.is_ready() && memory.were_ready.insert(id.clone()) {
+            // So instances can come.
+            memory.given_up = None;
         }
         if stand.is_free() && stand.is_ready() {
             memory.idle_since.entry(id.clone()).or_insert(now);

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::scale::{Scale, Waiting};
 use super::view::{HostStand, Stand, View};
-use crate::provider::{Change, CloudError, Instance, InstanceState, Lifecycle};
+use crate::provider::{Change, Instance, InstanceState, Lifecycle};
 
 pub mod leaving;
 pub mod members;
@@ -127,22 +127,10 @@ pub enum Report {
         /// The instance.
         instance: String,
     },
-    /// An instance has not become Ready in time and is replaced.
-    NotReadyInTime {
-        /// The instance.
-        instance: String,
-        /// Why, if that is known.
-        why: String,
-    },
-    /// An instance has not answered for too long and is replaced.
-    NotReachable {
-        /// The instance.
-        instance: String,
-    },
-    /// The group tries to launch what is missing, and fails.
-    LaunchesFail {
-        /// Why.
-        error: CloudError,
+    /// An instance has not become Ready in time, or has not answered for too long, and is replaced.
+    GivenUp {
+        /// Which, and why.
+        wait: Waiting,
     },
     /// An instance is stopped without its memory: its cloud does not hibernate it.
     CannotHibernate {
@@ -299,9 +287,15 @@ fn given_up(view: &View<'_>, instance: &Instance, stand: &Stand) -> Option<Spent
 }
 
 impl Report {
+    /// What the fleet waits for, where an instance is given up.
+    pub fn given_up(&self) -> Option<Waiting> {
+        if let Self::GivenUp { wait } = self { Some(wait.clone()) } else { None }
+    }
+
     /// Reason and sentence of an Event.
     pub fn tell(&self) -> (&'static str, String) {
         match self {
+            Self::GivenUp { wait } => (wait.reason(), wait.sentence()),
             Self::DetachBelowMin { instance, min } => (
                 "GroupMinTooHigh",
                 format!(
@@ -329,13 +323,6 @@ impl Report {
                 "ScaleInDeferred",
                 format!("{instance} is to go; its lifecycle hook is extended while a job runs there"),
             ),
-            Self::NotReadyInTime { instance, why } => (
-                "InstanceNotReady",
-                format!("{instance} was not Ready within spec.instanceReadyTimeout and is replaced: {why}"),
-            ),
-            Self::LaunchesFail { error } => {
-                ("LaunchFailed", Waiting::LaunchesFail { error: error.clone() }.sentence())
-            }
             Self::CannotHibernate { instance } => (
                 "HibernationRefused",
                 format!(
@@ -353,13 +340,6 @@ impl Report {
             Self::TagsTaken { id } => (
                 "TagsRestored",
                 format!("{id} had lost the tags that say whose it is; they were put back: leave them there"),
-            ),
-            Self::NotReachable { instance } => (
-                "InstanceUnreachable",
-                format!(
-                    "{instance} has not answered for too long (spec.scaling.failureThreshold) and is replaced, unless an \
-                     environment sleeps on it"
-                ),
             ),
         }
     }

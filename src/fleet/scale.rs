@@ -121,6 +121,23 @@ impl Scale {
         self.grow.is_empty() && self.shrink.is_empty() && self.desired == desired
     }
 
+    /// Whether more instances are needed than are ready.
+    pub fn is_short(&self) -> bool {
+        self.waits.iter().any(|wait| match wait {
+            Waiting::AtMaxInstances { .. }
+            | Waiting::AtGroupMax { .. }
+            | Waiting::Throttled { .. }
+            | Waiting::WaitingForInstances { .. } => true,
+            Waiting::NoSuchSlot { .. }
+            | Waiting::ZoneGetsNone { .. }
+            | Waiting::LaunchesFail { .. }
+            | Waiting::NotReady { .. }
+            | Waiting::Unreachable { .. }
+            | Waiting::BelowGroupMin { .. }
+            | Waiting::Idle { .. } => false,
+        })
+    }
+
     /// The condition Scaling.
     pub fn finding(&self) -> Finding {
         let Some(first) = self.waits.first() else {

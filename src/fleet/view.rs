@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::facts::Facts;
 use super::policy::Active;
-use super::scale::Wake;
+use super::scale::{Waiting, Wake};
 use crate::api::runner_pool::{GrowWith, StopMode, WorkspaceVolume};
 
 /// All that is looked at. Possibly a moment old, but never older than this process's own deeds: see
@@ -167,8 +167,19 @@ pub struct Memory {
     pub desired: Option<u32>,
     /// Zones that had no capacity of late, or where none came, and when.
     pub dry_zones: BTreeMap<String, Timestamp>,
+    /// The last instance that was given up, until another one is ready.
+    pub given_up: Option<GivenUp>,
     /// How many volumes and launches this holder has asked for: tokens are made of it.
     pub orders: u64,
+}
+
+/// An instance that did not become Ready, or that was lost sight of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenUp {
+    /// Which, and why.
+    pub wait: Waiting,
+    /// When that was seen last.
+    pub at: Timestamp,
 }
 
 impl Memory {
@@ -182,6 +193,13 @@ impl View<'_> {
     /// Whether something was done about a thing that the look cannot show yet.
     pub fn is_under_way(&self, id: &str) -> bool {
         self.memory.touched.get(id).is_some_and(|at| *at >= self.facts.at)
+    }
+
+    /// Whether a job waits for a slot, or for its environment to come back.
+    pub fn is_awaited(&self) -> bool {
+        let is_wanted =
+            |stand: &Stand| !stand.is_ready() && stand.environments().any(|known| known.is_wanted);
+        self.waiting > 0 || !self.wakes.is_empty() || self.stands.values().any(is_wanted)
     }
 
     /// What the operator knows of an instance.

@@ -14,7 +14,7 @@ use super::look::{self, Sleepers};
 use super::orphans;
 use super::plan::{self, Plan, Step, members};
 use super::policy::Policies;
-use super::view::View;
+use super::view::{GivenUp, View};
 use super::{carry, policy, tally};
 use crate::api::SuspendedEnvironment;
 use crate::api::runner_pool::{AwsProvider, Notices, ScalingSpec};
@@ -139,7 +139,8 @@ fn until_next(held: &Held) -> Duration {
     let now = clock::now();
     let state = held.fleet.state();
     let planned = state.plan.as_ref().and_then(|plan| plan.look_again_at);
-    let failures = state.failures.values().map(|failure| failure.again_at).filter(|at| *at > now);
+    let failures = state.failures.values().map(|failure| failure.again_at(state.is_awaited));
+    let failures = failures.filter(|at| *at > now);
     let next = planned.into_iter().chain(failures).min();
     let wait = next.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     wait.map_or(LONGEST_PAUSE, |wait| wait.min(LONGEST_PAUSE))
@@ -151,9 +152,13 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
     let scaling = spec.scaling();
     looking.subscription.set_intervals(intervals(&scaling));
     let blindness = looking.subscription.problem();
-    let was_blind = std::mem::replace(&mut held.fleet.state().blindness, blindness.clone()).is_some();
-    if blindness.is_some() && !was_blind {
+    let before = std::mem::replace(&mut held.fleet.state().blindness, blindness.clone());
+    if blindness.is_some() && before.is_none() {
         held.shared.metrics.missed_update(&held.namespace, &held.name);
+    }
+    if before != blindness {
+        // The pool's conditions say so, and it may be over soon.
+        held.wake();
     }
     let Some(observation) = looking.subscription.latest() else { return };
     let Some(aws) = &spec.provider.aws else { return };
@@ -208,6 +213,7 @@ async fn step(held: &Arc<Held>, settings: &Settings, cloud: &Arc<dyn Cloud>, loo
     };
     let cluster = held.shared.cluster_id.clone();
     let view = look::view(held, spec, &cluster, &facts, sleepers, stands, active, may_launch, &memory, now);
+    held.fleet.state().is_awaited = view.is_awaited();
     let mut plan = match is_ours {
         true => plan::plan(&view),
         // Another pool's group, or one that we may not use: nothing is done there.
@@ -298,8 +304,9 @@ fn take_in(held: &Held, facts: Arc<Facts>, before: Option<&Facts>) {
     let due: Vec<String> = {
         let mut state = held.fleet.state();
         // What nobody has tried again for so long is not wanted any more.
-        state.failures.retain(|_, failure| now.duration_since(failure.again_at) < FORGET_AFTER);
-        let due = state.failures.iter().filter(|(_, failure)| failure.again_at <= now);
+        let is_awaited = state.is_awaited;
+        state.failures.retain(|_, failure| now.duration_since(failure.again_at(is_awaited)) < FORGET_AFTER);
+        let due = state.failures.iter().filter(|(_, failure)| failure.again_at(is_awaited) <= now);
         // What has waited for a look that is newer than its own deed: this is the first.
         let is_shown = |at: &Timestamp| *at < facts.at && before.is_none_or(|before| before.at <= *at);
         let shown = state.memory.touched.iter().filter(|(_, at)| is_shown(at));
@@ -326,6 +333,9 @@ fn publish(held: &Held, mut plan: Plan) {
     plan.open.retain(|id, _| !state.announced.contains(id));
     let is_news =
         state.plan.as_ref().is_none_or(|known| known.open != plan.open || known.growth != plan.growth);
+    if let Some(wait) = plan.report.iter().rev().find_map(plan::Report::given_up) {
+        state.memory.given_up = Some(GivenUp { wait, at: clock::now() });
+    }
     state.memory.dry_zones.extend(plan.dry_zones.iter().map(|zone| (zone.clone(), clock::now())));
     state.plan = Some(Arc::new(plan));
     drop(state);

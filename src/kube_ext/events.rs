@@ -20,7 +20,7 @@ impl Events {
     }
 
     /// Something went as it should. Events of one object, reason and action are counted as one.
-    pub async fn normal<K>(&self, object: &K, reason: &'static str, action: impl Into<String>, note: String)
+    pub async fn normal<K>(&self, object: &K, reason: &str, action: impl Into<String>, note: String)
     where
         K: Resource<DynamicType = ()>,
     {
@@ -28,7 +28,7 @@ impl Events {
     }
 
     /// Something a person may want to act on.
-    pub async fn warning<K>(&self, object: &K, reason: &'static str, action: impl Into<String>, note: String)
+    pub async fn warning<K>(&self, object: &K, reason: &str, action: impl Into<String>, note: String)
     where
         K: Resource<DynamicType = ()>,
     {

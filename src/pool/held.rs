@@ -18,6 +18,7 @@ use super::machines::{self, Machine};
 use super::registration::Notes;
 use super::settings::{self, Settings};
 use super::slots::{Instance, Slot, View};
+use super::told::Told;
 use crate::api::runner_pool::HostStatus;
 use crate::api::{JobLease, RunnerPool, SuspendedEnvironment};
 use crate::app::Shared;
@@ -51,8 +52,8 @@ pub struct Held {
     /// Held while the limits are checked and an environment is created, so that two jobs that end together do not
     /// both take the last place.
     pub suspend_turn: tokio::sync::Mutex<()>,
-    /// Held while the pool's status is written: since when its load has differed from what is written.
-    pub(super) status_turn: tokio::sync::Mutex<Option<Instant>>,
+    /// Held while the pool's status is written.
+    pub(super) status_turn: tokio::sync::Mutex<StatusTurn>,
     pub(super) tenure: Arc<Tenure>,
     /// Locked for lines only, like the rest below; written by the driver, read by everybody.
     pub(super) settings: Mutex<Option<Arc<Settings>>>,
@@ -87,6 +88,15 @@ pub struct Held {
     token_in_doubt: AtomicBool,
 }
 
+/// What is kept from one write of the pool's status to the next.
+#[derive(Default)]
+pub(super) struct StatusTurn {
+    /// Since when the pool's load has differed from what is written.
+    pub(super) differs_since: Option<Instant>,
+    /// What people were told of its conditions; `None` before this holder's first look at them.
+    pub(super) told: Option<Told>,
+}
+
 impl Held {
     pub(super) fn new(shared: Shared, pool: &RunnerPool, tenure: Arc<Tenure>) -> Self {
         let (name, uid) = (pool.name_any(), pool.uid().unwrap_or_default());
@@ -105,7 +115,7 @@ impl Held {
             inventories: Inventories::default(),
             fleet: Fleet::new(pool.spec.provider.aws.is_some()),
             suspend_turn: tokio::sync::Mutex::new(()),
-            status_turn: tokio::sync::Mutex::new(None),
+            status_turn: tokio::sync::Mutex::default(),
             tenure,
             settings: Mutex::new(None),
             problem: Mutex::new(None),

@@ -239,7 +239,7 @@ fn registered(observed: &Observed<'_>) -> Option<Finding> {
 /// A pool from zero has no instance, and works all the same.
 fn provider_of_cloud(hosts: &[HostView], cloud: &CloudView) -> Finding {
     if let Some(error) = &cloud.blindness {
-        return Finding::new(PROVIDER_REACHABLE, false, error.class.as_str(), error.to_string());
+        return Finding::new(PROVIDER_REACHABLE, false, error.class.as_str(), error.with_way_out());
     }
     if cloud.fleet.is_none() {
         return Finding::new(
@@ -275,9 +275,9 @@ fn cloud_ready(cloud: &CloudView) -> Finding {
     let failures = cloud.failures.iter().map(|failure| &failure.error);
     let worst = cloud.blindness.iter().chain(failures).find(|error| is_persons(error));
     match (worst, &cloud.blindness, &cloud.fleet) {
-        (Some(error), _, _) => Finding::new(CLOUD_READY, false, error.class.as_str(), error.to_string()),
+        (Some(error), _, _) => Finding::new(CLOUD_READY, false, error.class.as_str(), error.with_way_out()),
         (None, Some(error), _) => {
-            Finding::new(CLOUD_READY, Status::Unknown, error.class.as_str(), error.to_string())
+            Finding::new(CLOUD_READY, Status::Unknown, error.class.as_str(), error.with_way_out())
         }
         (None, None, None) => {
             Finding::new(CLOUD_READY, Status::Unknown, "NotSeen", "the cloud was not looked at yet")
@@ -301,7 +301,7 @@ fn scaling(scale: &Scale, failures: &[Failure]) -> Finding {
     match failures.iter().find(is_about_capacity) {
         Some(failure) => {
             let error = &failure.error;
-            let message = format!("{error}; tried {} times", failure.times);
+            let message = format!("{}; tried {} times so far", error.with_way_out(), failure.times);
             Finding::new(SCALING, false, error.class.as_str(), message)
         }
         None => scale.finding(),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -15,6 +15,7 @@ use aws_config::{AppName, BehaviorVersion, Region};
 use aws_credential_types::Credentials as SdkCredentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_async::time::TimeSource;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use secrecy::{ExposeSecret, SecretString};
@@ -24,6 +25,7 @@ use url::Url;
 use self::action::Action;
 use self::gate::Gate;
 use self::limit::Limits;
+use crate::clock;
 use crate::provider::observer::AccountKey;
 use crate::provider::{Change, Changed, Cloud, CloudError, ErrorClass, Observation, Wanted};
 use crate::telemetry::Metrics;
@@ -102,6 +104,17 @@ impl AwsSettings {
     }
 }
 
+/// What calls are dated by: the API server's clock where this machine's is off, for AWS refuses what was signed minutes too
+/// early or too late.
+#[derive(Debug)]
+struct Clock;
+
+impl TimeSource for Clock {
+    fn now(&self) -> SystemTime {
+        clock::of_others().into()
+    }
+}
+
 /// An account in a region.
 pub struct AwsCloud {
     ec2: aws_sdk_ec2::Client,
@@ -130,6 +143,7 @@ impl AwsCloud {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(settings.region))
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
+            .time_source(Clock)
             .timeout_config(timeouts);
         // The name is a constant that can be one; without it calls are the same.
         if let Ok(name) = AppName::new(concat!("dormouse-", env!("CARGO_PKG_VERSION"))) {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use aws_sdk_autoscaling::types::Tag;
 use serde_json::{Value, json};
 
-use super::failures::instance_of;
+use super::failures::{instance_of, until_looked_at};
 use super::tiers::with_volumes;
 use crate::suspension::job;
 use crate::testbed::cloud::Group;
@@ -93,7 +93,32 @@ async fn until_said(stage: &Stage, pool: &str, reason: &str, field: &str) -> Res
         .await?;
     let message = message(&seen, "GroupSuitable");
     ensure!(message.starts_with(&format!("{field}: ")), "{pool}: {message}");
+    let note = stage.until_told_of(pool, "GroupSuitable", reason).await?;
+    ensure!(note.starts_with(&format!("GroupSuitable is False: {field}: ")), "{pool}: {note}");
     Ok(message)
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_group_is_told_once_and_not_again_by_the_next_holder() -> Result<()> {
+    let setting = CloudSetting { group: |group| group.hooks.clear(), ..CloudSetting::default() };
+    let stage = Stage::start("told-once", Setting::cloud(json!({})).in_cloud(setting)).await?;
+    until_said(&stage, POOL, "NoTerminateHook", "LifecycleHooks").await?;
+    let epoch = |pool: &Value| pool["status"]["epoch"].as_u64();
+    let before = stage.get("runnerpool", POOL).await?;
+    stage.operator()?.kill()?;
+    stage.gitlab.client_restarted();
+    stage.give_up_lease().await?;
+    stage.operator()?.start_again().await?;
+    stage
+        .until_object("runnerpool", POOL, "the next holder says the same", |pool| {
+            let said = condition(pool, "GroupSuitable") == ("False".to_owned(), "NoTerminateHook".to_owned());
+            epoch(pool) > epoch(&before) && said
+        })
+        .await?;
+    until_looked_at(&stage, 3).await?;
+    let told = stage.turns_told("GroupSuitable").await?;
+    ensure!(told.len() == 1 && told[0]["series"].is_null(), "{told:#?}");
+    traces::end(stage).await
 }
 
 #[tokio::test]

@@ -31,6 +31,8 @@ async fn expect_refusal(stage: &Stage) -> Result<()> {
     ensure!(message.contains("it offers the key SHA256:"), "{message}");
     let message = stage.until_finding("HostKeysTrusted", "False", "HostKeyRefused").await?;
     ensure!(message.contains("remove the recorded one from status.hosts"), "{message}");
+    let note = stage.until_told("HostKeysTrusted", "HostKeyRefused").await?;
+    ensure!(note.contains("alder") && note.contains("it offers the key SHA256:"), "{note}");
     stage.until_finding("Polling", "False", "NoReachableHost").await?;
     Ok(())
 }

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::SignedDuration;
+
 use super::{Plan, Report, Spent, Step, given_up, is_in_service, lifecycle, spent};
 use crate::api::runner_pool::GrowWith;
 use crate::fleet::scale::{self, Bounds, Demand, Stage, Unit, Waiting, Wake};
 use crate::fleet::view::{Use, View};
-use crate::provider::{Change, Instance, InstanceState, Lifecycle, SnapshotState, tags};
+use crate::provider::{Change, Group, Instance, InstanceState, Lifecycle, SnapshotState, tags};
 
 /// Makes the group larger or smaller.
 pub fn resize(view: &View<'_>, plan: &mut Plan) {
@@ -31,10 +33,8 @@ pub fn resize(view: &View<'_>, plan: &mut Plan) {
     for Wake { environment, zone, .. } in dry {
         scale.waits.insert(0, Waiting::ZoneGetsNone { environment, zone: zone.unwrap_or_default() });
     }
-    if let Some(error) = group.launch_failure.clone().filter(|_| group.desired > 0 && !view.pool.is_deleting)
-    {
-        plan.report.push(Report::LaunchesFail { error: error.clone() });
-        scale.waits.insert(0, Waiting::LaunchesFail { error });
+    if !view.pool.is_deleting {
+        give_reasons(view, group, plan, &mut scale);
     }
     if let Some(at) = scale.look_again_at {
         plan.look_at(at);
@@ -66,6 +66,21 @@ pub fn resize(view: &View<'_>, plan: &mut Plan) {
         awaited.saturating_add(may_ask).saturating_mul(view.pool.capacity)
     };
     plan.scale = scale;
+}
+
+/// Why nothing comes of what was asked for. What is known of an instance that is gone by now is worth telling for as long as
+/// the next one may take.
+fn give_reasons(view: &View<'_>, group: &Group, plan: &Plan, scale: &mut scale::Scale) {
+    let mut reasons: Vec<Waiting> = plan.report.iter().filter_map(Report::given_up).collect();
+    let lasts = view.pool.ready_timeout.checked_mul(2).unwrap_or(SignedDuration::MAX);
+    let known = view.memory.given_up.as_ref().filter(|known| view.now.duration_since(known.at) < lasts);
+    if let Some(known) = known.filter(|_| reasons.is_empty() && scale.is_short()) {
+        reasons.push(known.wait.clone());
+    }
+    if let Some(error) = group.launch_failure.clone().filter(|_| group.desired > 0) {
+        reasons.insert(0, Waiting::LaunchesFail { error });
+    }
+    scale.waits.splice(0..0, reasons);
 }
 
 /// Environments that come back, with those for which a slot is free already: they will have it in a moment.
@@ -177,7 +192,7 @@ fn grow(view: &View<'_>, scale: &scale::Scale) -> Vec<Step> {
 }
 
 /// How long a zone that had no capacity is left for others.
-const DRY_FOR: jiff::SignedDuration = jiff::SignedDuration::from_mins(5);
+const DRY_FOR: SignedDuration = SignedDuration::from_mins(5);
 
 fn emptiest(view: &View<'_>, asked: &[(Option<String>, u32)]) -> Option<String> {
     let group = view.facts.group.as_ref()?;
@@ -206,13 +221,13 @@ fn unit(view: &View<'_>, plan: &mut Plan, instance: &Instance) -> Option<Unit> {
         return None;
     }
     let worn = spent(view, instance, &stand);
-    match &worn {
-        Some(Spent::NotReadyInTime(why)) => {
-            plan.report.push(Report::NotReadyInTime { instance: instance.id.clone(), why: why.clone() })
-        }
-        Some(Spent::NotReachable) => plan.report.push(Report::NotReachable { instance: instance.id.clone() }),
-        Some(Spent::Uses | Spent::Age | Spent::AnnouncedToGo) | None => {}
-    }
+    let id = || instance.id.clone();
+    let given = match &worn {
+        Some(Spent::NotReadyInTime(why)) => Some(Waiting::NotReady { instance: id(), why: why.clone() }),
+        Some(Spent::NotReachable) => Some(Waiting::Unreachable { instance: id() }),
+        Some(Spent::Uses | Spent::Age | Spent::AnnouncedToGo) | None => None,
+    };
+    plan.report.extend(given.map(|wait| Report::GivenUp { wait }));
     let stage = match lifecycle {
         Lifecycle::Launching => Stage::Launching,
         Lifecycle::InService if is_in_service(instance) && plan.open.contains_key(&instance.id) => {

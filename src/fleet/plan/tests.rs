@@ -581,7 +581,12 @@ proptest! {
         let plan = plan(&world.view());
         let goes = changes(&plan).any(|change| matches!(change, Change::TerminateMember { .. }));
         prop_assert_eq!(goes, minutes >= most && world.stand("i-0").is_free());
-        prop_assert_eq!(plan.report.contains(&Report::NotReachable { instance: "i-0".into() }), has_answered && minutes >= most);
+        let lost = Waiting::Unreachable { instance: "i-0".into() };
+        let late = Waiting::NotReady { instance: "i-0".into(), why: "it has not answered".into() };
+        let wait = if has_answered { lost } else { late };
+        prop_assert_eq!(plan.report.contains(&Report::GivenUp { wait: wait.clone() }), minutes >= most);
+        prop_assert_eq!(plan.scale.waits.first() == Some(&wait), minutes >= most);
+        prop_assert!(minutes < most || !wait.sentence().is_empty() && wait.keeps_away());
     }
 
     #[test]

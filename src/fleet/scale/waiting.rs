@@ -47,6 +47,18 @@ pub enum Waiting {
         /// Why.
         error: CloudError,
     },
+    /// An instance has not become Ready in time.
+    NotReady {
+        /// The instance.
+        instance: String,
+        /// What is known of why.
+        why: String,
+    },
+    /// An instance has not answered for too long.
+    Unreachable {
+        /// The instance.
+        instance: String,
+    },
     /// The group may not have fewer members.
     BelowGroupMin {
         /// How many would go.
@@ -85,6 +97,8 @@ impl Waiting {
                 | ErrorClass::Denied
                 | ErrorClass::Invalid => "LaunchFailed",
             },
+            Self::NotReady { .. } => "InstanceNotReady",
+            Self::Unreachable { .. } => "InstanceUnreachable",
             Self::BelowGroupMin { .. } => "AtGroupMin",
             Self::WaitingForInstances { .. } => "WaitingForInstances",
             Self::Idle { .. } => "Idle",
@@ -99,7 +113,9 @@ impl Waiting {
             | Self::Throttled { .. }
             | Self::NoSuchSlot { .. }
             | Self::ZoneGetsNone { .. }
-            | Self::LaunchesFail { .. } => true,
+            | Self::LaunchesFail { .. }
+            | Self::NotReady { .. }
+            | Self::Unreachable { .. } => true,
             Self::BelowGroupMin { .. } | Self::WaitingForInstances { .. } | Self::Idle { .. } => false,
         }
     }
@@ -142,6 +158,13 @@ impl Waiting {
                 };
                 format!("{error}; the group tries again by itself: {way_out}")
             }
+            Self::NotReady { instance, why } => format!(
+                "{instance} was not Ready within spec.instanceReadyTimeout and is replaced: {why}; see that the operator can                  log in there: the security group lets it reach spec.ssh.port, the template has the key pair of spec.ssh,                  and the image starts sshd"
+            ),
+            Self::Unreachable { instance } => format!(
+                "{instance} has not answered for too long (spec.scaling.failureThreshold) and is replaced, unless an \
+                 environment sleeps on it; look at its security group and its console output"
+            ),
             Self::BelowGroupMin { by, limit } => {
                 format!("{by} instances would go, but the group has MinSize {limit}; lower it to 0")
             }

@@ -45,6 +45,31 @@ impl Stage {
         .with_context(|| self.operator_log())
     }
 
+    /// Waits until an Event tells that a condition of the pool has turned, and why; answers its note.
+    pub async fn until_told(&self, type_: &str, reason: &str) -> Result<String> {
+        self.until_told_of(POOL, type_, reason).await
+    }
+
+    /// The same of another pool.
+    pub async fn until_told_of(&self, pool: &str, type_: &str, reason: &str) -> Result<String> {
+        let what = format!("an Event tells that {type_} of {pool} has turned: {reason}");
+        let event = until(&what, SOON, async || {
+            let turns = self.turns_told(type_).await?;
+            Ok(turns
+                .into_iter()
+                .find(|event| event["involvedObject"]["name"] == pool && event["reason"] == reason))
+        });
+        let event = event.await.with_context(|| self.operator_log())?;
+        Ok(event["message"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// The Events that tell how a condition of pools has turned.
+    pub async fn turns_told(&self, type_: &str) -> Result<Vec<Value>> {
+        let mut events = self.list("events").await?;
+        events.retain(|event| event["action"] == type_ && event["involvedObject"]["kind"] == "RunnerPool");
+        Ok(events)
+    }
+
     /// Makes a file on every host, for the jobs that wait for it. A busy sshd turns connections away: it is tried
     /// until it is done.
     pub async fn touch(&self, path: &str) -> Result<()> {
