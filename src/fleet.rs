@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::clock;
 use crate::pool::slots::Slot;
 use crate::provider::{Cloud, CloudError, ErrorClass};
+use crate::spool::verb::SpotNotice;
 
 pub mod carry;
 pub mod cost;
@@ -75,8 +76,8 @@ struct State {
     launches: VecDeque<Timestamp>,
     /// Environments at tier Hot that have to make room.
     evicted: BTreeSet<String>,
-    /// Instances that their cloud has announced to take away.
-    announced: BTreeSet<String>,
+    /// Instances that their cloud has announced to take away, or advises to leave; with the notice of the former.
+    announced: BTreeMap<String, Option<SpotNotice>>,
     /// Changes that environments wait for: the next look is to be soon.
     is_expected: bool,
 }
@@ -224,17 +225,27 @@ impl Fleet {
 
     /// Whether an instance is about to be taken away by its cloud.
     pub fn is_announced_to_go(&self, instance: &str) -> bool {
-        self.state().announced.contains(instance)
+        self.state().announced.contains_key(instance)
     }
 
-    /// Enters what the cloud has announced about an instance, which takes no job from now on; answers whether that is news.
-    pub fn announce(&self, instance: &str) -> bool {
+    /// When and how an instance is taken away by its cloud, if that has said so.
+    pub fn notice(&self, instance: &str) -> Option<SpotNotice> {
+        self.state().announced.get(instance).copied().flatten()
+    }
+
+    /// Enters what the cloud has announced about an instance, which takes no job from now on: its end, or the mere advice to
+    /// leave it. Answers whether that is news.
+    pub fn announce(&self, instance: &str, notice: Option<SpotNotice>) -> bool {
         let mut state = self.state();
         // The next plan closes it too, and may be a look away.
         if let Some(plan) = &mut state.plan {
             Arc::make_mut(plan).open.remove(instance);
         }
-        state.announced.insert(instance.to_owned())
+        let known = state.announced.get(instance).copied();
+        // An advice after a notice takes nothing back.
+        let notice = notice.or(known.flatten());
+        state.announced.insert(instance.to_owned(), notice);
+        known != Some(notice)
     }
 
     /// Something was done about a thing: what was looked at before does not show it.

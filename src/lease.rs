@@ -48,6 +48,7 @@ pub mod conclude;
 pub mod conversation;
 pub mod driven;
 pub mod finish;
+pub mod interruption;
 pub mod payload;
 pub mod quarantine;
 pub mod record;

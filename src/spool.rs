@@ -17,7 +17,7 @@
 //! <state folder>/environments/<id>/jobs/<job id>/job.json   progress and result                    (JobRecord)
 //! <state folder>/environments/<id>/jobs/<job id>/log        the job's log, byte for byte GitLab's
 //! <state folder>/environments/<id>/jobs/<job id>/appends    journal of lines appended once
-//! <state folder>/environments/<id>/jobs/<job id>/cancel     a wish to cancel: `graceful` or `abort`
+//! <state folder>/environments/<id>/jobs/<job id>/cancel     a wish to cancel: `graceful`, `abort`, or an Interruption
 //! <state folder>/environments/<id>/jobs/<job id>/cache-urls newer addresses for caches, while the job runs (CacheUrls)
 //! <state folder>/cache/<group>/<project>/<key>/cache.zip    caches of all slots, where no other folder is named
 //! ```

@@ -60,7 +60,7 @@ use self::refuse::OrRefuse;
 use self::run::cancel::CancelWish;
 use self::state::StateFolder;
 use crate::spool::cache::CacheUrls;
-use crate::spool::verb::{Answer, Refusal};
+use crate::spool::verb::{Answer, Interruption, Refusal};
 
 /// Longest text that `append` and `seal` take, in bytes as they come.
 const LONGEST_TEXT: u64 = 64 * 1024;
@@ -126,6 +126,10 @@ fn answer(state: &StateFolder, verb: Verb) -> Result<Answer, Refusal> {
             cancel::cancel(state, &job, wish, epoch)?;
             Answer::Done
         }
+        Verb::Interrupt { job, epoch } => {
+            cancel::interrupt(state, &job, &read_interruption()?, epoch)?;
+            Answer::Done
+        }
         Verb::Renew { job, epoch } => {
             renew::renew(state, &job, &read_addresses()?, epoch)?;
             Answer::Done
@@ -169,6 +173,17 @@ fn read_text() -> Result<String, Refusal> {
     io::stdin().lock().take(LONGEST_TEXT).read_to_end(&mut bytes).or_refuse("failed to read the text")?;
     serde_json::from_slice(&bytes)
         .map_err(|error| refuse::unsupported(format!("the text is not whole: {error}")))
+}
+
+fn read_interruption() -> Result<Interruption, Refusal> {
+    let mut bytes = Vec::new();
+    io::stdin()
+        .lock()
+        .take(LONGEST_TEXT)
+        .read_to_end(&mut bytes)
+        .or_refuse("failed to read the interruption")?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| refuse::unsupported(format!("the interruption is not whole: {error}")))
 }
 
 fn read_addresses() -> Result<CacheUrls, Refusal> {

@@ -55,6 +55,7 @@ const PURE: &[&str] = &[
     "host/trust.rs",
     "leader/rank.rs",
     "leader/turn.rs",
+    "lease/interruption.rs",
     "lease/seen.rs",
     "lease/wish.rs",
     "lease/record.rs",

@@ -14,6 +14,7 @@ mod claims;
 mod disk;
 mod ends;
 mod errands;
+mod interrupt;
 mod isolation;
 mod lines;
 mod moves;

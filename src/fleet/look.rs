@@ -18,7 +18,7 @@ use crate::clock;
 use crate::environment::moves;
 use crate::pool::Held;
 use crate::pool::slots::SlotUse;
-use crate::provider::{Ids, Instance, InstanceState, tags};
+use crate::provider::{Ids, Instance, InstanceState, Lifecycle, tags};
 
 /// How long the throttle of launches looks back.
 const MINUTE: SignedDuration = SignedDuration::from_mins(1);
@@ -132,6 +132,7 @@ fn sleeping(
         is_to_stop: moving_to == Some(Tier::Stopped) && due == Some(Tier::Stopped) || is_there,
         is_due_to_stop: due == Some(Tier::Stopped),
         is_wanted,
+        is_stopped: environment.tier() == Tier::Stopped,
         has_volume: held.settings().is_some_and(|settings| settings.spec.workspace_volume.is_some()),
         expires_at: environment.expires_at(),
         tags: tags::of_environment(environment, &held.shared.cluster_id),
@@ -173,6 +174,13 @@ pub fn remember(memory: &mut Memory, facts: &Facts, stands: &BTreeMap<String, St
     }
     memory.first_look.get_or_insert(now);
     memory.heartbeats.retain(|(id, _), _| is_there(id));
+    let waits = |instance: &Instance| {
+        instance.member.as_ref().is_some_and(|member| member.lifecycle == Lifecycle::TerminatingWait)
+    };
+    memory.waiting_since.retain(|id, _| facts.instances.get(id).is_some_and(waits));
+    for (id, _) in facts.instances.iter().filter(|(_, instance)| waits(instance)) {
+        memory.waiting_since.entry(id.clone()).or_insert(now);
+    }
     memory.told_to_go.retain(|id, _| is_there(id));
     // What a look has shown since is remembered for a while, in case the next one lags.
     let kept_for = SignedDuration::from_mins(10);

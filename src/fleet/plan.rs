@@ -127,6 +127,20 @@ pub enum Report {
         /// The instance.
         instance: String,
     },
+    /// An instance that goes is held, and its hook will be held no longer.
+    HookEnds {
+        /// The instance.
+        instance: String,
+        /// When.
+        at: Timestamp,
+    },
+    /// Somebody has put the instance of environments at tier Stopped into a group; it is taken out again.
+    KeptInGroup {
+        /// The instance.
+        instance: String,
+        /// The group.
+        group: String,
+    },
     /// An instance has not become Ready in time, or has not answered for too long, and is replaced.
     GivenUp {
         /// Which, and why.
@@ -322,6 +336,21 @@ impl Report {
             Self::HeldForJob { instance } => (
                 "ScaleInDeferred",
                 format!("{instance} is to go; its lifecycle hook is extended while a job runs there"),
+            ),
+            Self::HookEnds { instance, at } => (
+                "LifecycleHookEnds",
+                format!(
+                    "{instance} is to go and is held by its lifecycle hook, which waits until {at:.0} at the longest: \
+                     what still runs or sleeps there then is lost, unless the group keeps it (TerminateHookAbandon: \
+                     retain)"
+                ),
+            ),
+            Self::KeptInGroup { instance, group } => (
+                "KeptInGroup",
+                format!(
+                    "somebody has put {instance} into group {group}, which would replace it as soon as it is stopped: \
+                     environments at tier Stopped are kept on it; it is taken out again: leave it there"
+                ),
             ),
             Self::CannotHibernate { instance } => (
                 "HibernationRefused",

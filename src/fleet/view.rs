@@ -132,6 +132,8 @@ pub struct Sleeping {
     pub is_due_to_stop: bool,
     /// Whether its instance is to run: a job or a person wants it back.
     pub is_wanted: bool,
+    /// Whether it is at tier Stopped: its instance was taken out of its group.
+    pub is_stopped: bool,
     /// Whether its workspace can leave the instance.
     pub has_volume: bool,
     /// When it expires, for the tag.
@@ -155,6 +157,9 @@ pub struct Memory {
     pub first_look: Option<Timestamp>,
     /// When an instance was started.
     pub started_at: BTreeMap<String, Timestamp>,
+    /// Since when a member has been seen to wait at its terminate hook. Forgotten at a take-over as all of this: what its
+    /// hook's whole time ends is then announced later, or not at all.
+    pub waiting_since: BTreeMap<String, Timestamp>,
     /// Instances whose cloud has refused to hibernate them.
     pub cannot_hibernate: BTreeSet<String>,
     /// The last heartbeat for a hook of an instance.

@@ -330,7 +330,7 @@ fn take_in(held: &Held, facts: Arc<Facts>, before: Option<&Facts>) {
 fn publish(held: &Held, mut plan: Plan) {
     let mut state = held.fleet.state();
     // Announced since it was planned.
-    plan.open.retain(|id, _| !state.announced.contains(id));
+    plan.open.retain(|id, _| !state.announced.contains_key(id));
     let is_news =
         state.plan.as_ref().is_none_or(|known| known.open != plan.open || known.growth != plan.growth);
     if let Some(wait) = plan.report.iter().rev().find_map(plan::Report::given_up) {
@@ -441,7 +441,8 @@ fn ask_for_notices(held: &Arc<Held>, notices: Notices) {
             Notices::WhenSpot => instance.is_spot,
         };
         let Some(link) = held.hosts.link(&instance.id).filter(|_| is_asked) else { continue };
-        if held.fleet.is_announced_to_go(&instance.id) {
+        // The advice to leave may be followed by the end itself.
+        if held.fleet.notice(&instance.id).is_some() {
             continue;
         }
         let (held_by_task, id) = (Arc::clone(held), instance.id.clone());
@@ -450,16 +451,19 @@ fn ask_for_notices(held: &Arc<Held>, notices: Notices) {
                 Ok(notices) => {
                     let what = match (&notices.spot, &notices.rebalance) {
                         (Some(spot), _) => {
-                            Some(format!("its cloud takes it at {} ({:?})", spot.time, spot.action))
+                            Some(format!(
+                                "its cloud takes it at {} ({:?}), and a job that still runs there is ended before",
+                                spot.time, spot.action
+                            ))
                         }
                         (None, Some(at)) => Some(format!("its cloud advises since {at} to move elsewhere")),
                         (None, None) => None,
                     };
                     let Some(what) = what else { return };
-                    if held_by_task.fleet.announce(&id) {
+                    if held_by_task.fleet.announce(&id, notices.spot) {
                         tracing::warn!(pool = held_by_task.name, instance = id, what, "an instance is to go");
                         if let Some(pool) = held_by_task.pool() {
-                            let note = format!("{id}: {what}; it takes no more jobs");
+                            let note = format!("{id}: {what}; it takes no new job");
                             let events = &held_by_task.shared.events;
                             events.warning(pool.as_ref(), "InterruptionNotice", "Scale", note).await;
                         }

@@ -20,7 +20,7 @@ use crate::spool::cache::CacheUrls;
 use crate::spool::frame::{Decoder, Frame, FrameError};
 use crate::spool::order::JobOrder;
 use crate::spool::record::EnvironmentRecord;
-use crate::spool::verb::{Answer, Hello, Listed, LogEnd, Refusal, RefusalReason};
+use crate::spool::verb::{Answer, Hello, Interruption, Listed, LogEnd, Refusal, RefusalReason};
 use crate::telemetry::EpochGuard;
 
 /// Time for a verb that answers at once. Removing a large workspace is the slowest of them.
@@ -266,6 +266,21 @@ impl Link {
     pub async fn cancel(&self, deed: Deed, job: &JobPath, graceful: bool) -> Result<(), LinkError> {
         let flag = if graceful { " --graceful" } else { "" };
         deed.make(self.done_verb("cancel", format!("{}{flag}", job.arguments())), |done| done).await
+    }
+
+    /// Asks a job to stop because its instance is about to be taken away.
+    pub async fn interrupt(
+        &self,
+        deed: Deed,
+        job: &JobPath,
+        interruption: &Interruption,
+    ) -> Result<(), LinkError> {
+        let text = Bytes::from(serde_json::to_vec(interruption).map_err(LinkError::Order)?);
+        deed.make(self.call("interrupt", &job.arguments(), text), |answer| match answer? {
+            Answer::Done => Ok(()),
+            _ => Err(LinkError::Answer { verb: "interrupt" }),
+        })
+        .await
     }
 
     /// Gives a running job newer addresses for its caches.

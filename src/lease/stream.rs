@@ -10,14 +10,18 @@ use tokio::time::{Instant, sleep_until};
 use super::conclude::Conclusion;
 use super::conversation::Heard;
 use super::seen::StageWatch;
-use super::{DriveError, Driver, restore};
+use super::{DriveError, Driver, interruption, restore};
+use crate::clock;
 use crate::deed::{Deed, Point};
 use crate::gitlab::client::Wish;
 use crate::gitlab::trace::Trace;
 use crate::host::link::{Attached, Link, LinkError};
 use crate::spool::frame::{Frame, StatusFrame};
 use crate::spool::record::{JobRecord, JobState};
-use crate::spool::verb::LogEnd;
+use crate::spool::verb::{Interruption, LogEnd};
+
+/// How soon a supervisor that could not be told that its instance is taken away is told again.
+const INTERRUPT_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// How a stream went on until something has to be decided.
 pub enum Streamed {
@@ -49,6 +53,10 @@ pub struct Streaming {
     pub sealed: Option<JobRecord>,
     /// Whether the supervisor was told to stop the job.
     pub cancel_sent: bool,
+    /// Whether the supervisor was told that the job's instance is taken away.
+    pub interrupted: bool,
+    /// When it may be told again, where that failed.
+    interrupt_again: Option<Instant>,
     /// What is known of the end, once it was concluded.
     pub conclusion: Option<Conclusion>,
     /// The time of stages, by what this attachment has told.
@@ -64,6 +72,8 @@ impl Default for Streaming {
             attached: None,
             sealed: None,
             cancel_sent: false,
+            interrupted: false,
+            interrupt_again: None,
             conclusion: None,
             stages: StageWatch::default(),
             first_byte: false,
@@ -115,6 +125,7 @@ pub async fn stream(
             }
         }
         let look_at = driver.conversation.speak(&streaming.trace, streaming.is_whole(), streaming.stored());
+        let interrupt_at = interrupt_at(driver, streaming);
         let reads = streaming.trace.has_room() || driver.conversation.is_slow();
         tokio::select! {
             biased;
@@ -134,9 +145,10 @@ pub async fn stream(
                 }
                 if driver.is_deleted() && !streaming.cancel_sent && streaming.sealed.is_none() {
                     tracing::info!("the lease was deleted: canceling");
-                    streaming.cancel_sent = stop(link, driver, false).await;
+                    streaming.cancel_sent = stop(link, driver, &Stop::Cancel { graceful: false }).await;
                 }
             }
+            () = until(interrupt_at) => interrupt(driver, link, streaming).await,
             () = until(look_at) => {}
             // Cancel-safe: bytes read so far stay in the decoder.
             frame = next(&mut streaming.attached), if reads => match frame {
@@ -217,18 +229,52 @@ async fn heed(driver: &Driver, link: &Link, streaming: &mut Streaming, wish: Wis
             // Too late once the log is complete: the result stands.
             if !streaming.cancel_sent && streaming.sealed.is_none() {
                 tracing::info!("GitLab cancels the job");
-                streaming.cancel_sent = stop(link, driver, true).await;
+                streaming.cancel_sent = stop(link, driver, &Stop::Cancel { graceful: true }).await;
             }
             false
         }
     }
 }
 
+/// When the supervisor is told that the job's instance is taken away, if its cloud has said so and the job still runs.
+fn interrupt_at(driver: &Driver, streaming: &Streaming) -> Option<Instant> {
+    let is_over = streaming.interrupted || streaming.sealed.is_some() || streaming.conclusion.is_some();
+    let (instance, _) = driver.lease.place().filter(|_| !is_over)?;
+    let (notice, now) = (driver.held.fleet.notice(instance)?, clock::now());
+    let wait = interruption::ends_at(&notice, now).duration_since(now);
+    let at = Instant::now() + std::time::Duration::try_from(wait).unwrap_or_default();
+    Some(streaming.interrupt_again.map_or(at, |again| again.max(at)))
+}
+
+/// Tells the supervisor that the job's instance is taken away: it ends the job in good order.
+async fn interrupt(driver: &Driver, link: &Link, streaming: &mut Streaming) {
+    let Some((instance, _)) = driver.lease.place() else { return };
+    let Some(notice) = driver.held.fleet.notice(instance) else { return };
+    let has_volumes = driver.settings.spec.workspace_volume.is_some();
+    let interruption = interruption::interruption(instance, &notice, has_volumes);
+    tracing::warn!(instance, time = %notice.time, "the job is ended: its instance is taken away");
+    streaming.interrupted = stop(link, driver, &Stop::Interrupt(interruption)).await;
+    streaming.interrupt_again = Some(Instant::now() + INTERRUPT_AGAIN);
+}
+
+/// Why a job is stopped.
+enum Stop {
+    /// Somebody cancels it; whether its after_script still runs.
+    Cancel { graceful: bool },
+    /// Its instance is taken away.
+    Interrupt(Interruption),
+}
+
 /// Tells the supervisor to stop the job. If that cannot be said now, the next answer of GitLab says it again.
-async fn stop(link: &Link, driver: &Driver, graceful: bool) -> bool {
-    // Not fenced by the tenure but by the host: a wish of GitLab is carried out by whoever streams.
+async fn stop(link: &Link, driver: &Driver, why: &Stop) -> bool {
+    // Not fenced by the tenure but by the host: a wish of GitLab is carried out by whoever streams, and so is what has to
+    // be done before an instance is gone.
     let deed = Deed::unfenced(Point::JobCanceled);
-    match link.cancel(deed, &driver.path(), graceful).await {
+    let stopped = match why {
+        Stop::Cancel { graceful } => link.cancel(deed, &driver.path(), *graceful).await,
+        Stop::Interrupt(interruption) => link.interrupt(deed, &driver.path(), interruption).await,
+    };
+    match stopped {
         Ok(()) => true,
         Err(error) => {
             tracing::warn!(%error, "the job was not told to stop");

@@ -14,6 +14,7 @@
 //! append  --environment E --job J --once ID --epoch N  (text on stdin, as JSON) -> Log
 //! seal    --environment E --job J --epoch N     (last text on stdin, as JSON)   -> Log
 //! cancel  --environment E --job J --epoch N [--graceful]      -> Done
+//! interrupt --environment E --job J --epoch N  (an Interruption on stdin, as JSON) -> Done
 //! suspend --environment E --job J --epoch N                   -> Environment
 //! release --environment E --epoch N [--force]                 -> Done       removes workspace, processes, state
 //! stat                                                        -> Stat
@@ -50,7 +51,7 @@ pub enum Answer {
     Environment(Box<EnvironmentRecord>),
     /// To `append` and `seal`.
     Log(LogEnd),
-    /// To `cancel`, `release`, `unclaim`, `leave`, `quiesce`.
+    /// To `cancel`, `interrupt`, `release`, `unclaim`, `leave`, `quiesce`.
     Done,
     /// To `stat`.
     Stat(Stat),
@@ -232,6 +233,16 @@ pub enum SpotAction {
     Stop,
     /// It is hibernated, at once: the time is no grace.
     Hibernate,
+}
+
+/// A job is ended because its instance is about to be taken away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interruption {
+    /// One sentence for the log's last line and for people.
+    pub message: String,
+    /// Whether its workspace can leave the instance: an environment that is kept on failure is put to sleep then, and
+    /// would only be lost otherwise.
+    pub can_leave: bool,
 }
 
 /// Why a verb did nothing.

@@ -86,6 +86,13 @@ pub enum Verb {
         /// The holder's epoch.
         epoch: u64,
     },
+    /// Stops a job because its instance is about to be taken away; what is to be said of it is on standard input.
+    Interrupt {
+        /// The job.
+        job: JobName,
+        /// The holder's epoch.
+        epoch: u64,
+    },
     /// Gives a running job newer addresses for its caches, on standard input.
     Renew {
         /// The job.
@@ -294,6 +301,7 @@ fn verb(name: &str, options: &mut Options) -> Result<Verb, String> {
             graceful: options.flag("--graceful"),
             epoch: options.number("--epoch")?,
         },
+        "interrupt" => Verb::Interrupt { job: options.job()?, epoch: options.number("--epoch")? },
         "renew" => Verb::Renew { job: options.job()?, epoch: options.number("--epoch")? },
         "suspend" => Verb::Suspend { job: options.job()?, epoch: options.number("--epoch")? },
         "release" => Verb::Release {

@@ -15,6 +15,7 @@ use crate::testbed::wait::until;
 use crate::traces::{self, told};
 
 mod asleep;
+mod attached;
 mod away;
 mod chosen;
 mod spot;
@@ -28,6 +29,19 @@ async fn busy(stage: &Stage, name: &str) -> Result<(JobId, String)> {
     let lease = stage.get("joblease", &format!("{POOL}-{}", id.0)).await?;
     let instance = lease["status"]["instance"].as_str().context("the job has no instance")?.to_owned();
     Ok((id, instance))
+}
+
+/// The operator goes without a word.
+fn go(stage: &Stage) -> Result<()> {
+    stage.operator()?.kill()?;
+    stage.gitlab.client_restarted();
+    Ok(())
+}
+
+/// The operator comes back.
+async fn come_back(stage: &Stage) -> Result<()> {
+    stage.give_up_lease().await?;
+    stage.operator()?.start_again().await
 }
 
 /// Says the word: the job ends.

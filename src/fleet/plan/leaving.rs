@@ -47,11 +47,32 @@ pub fn see_off(view: &View<'_>, plan: &mut Plan) {
     }
 }
 
+/// How many of a hook's time-outs before its whole time is over that is announced.
+const LAST_TIMEOUTS: i32 = 2;
+
+/// Announces that a hook will not hold a member much longer, whatever is said to it.
+fn announce_end(view: &View<'_>, plan: &mut Plan, group: &Group, instance: &Instance) {
+    let Some(since) = view.memory.waiting_since.get(&instance.id) else { return };
+    let seconds = |count: u64| SignedDuration::from_secs(i64::try_from(count).unwrap_or(i64::MAX));
+    let ends = hooks(group).filter(|hook| hook.global_timeout > 0).filter_map(|hook| {
+        let at = since.checked_add(seconds(hook.global_timeout)).ok()?;
+        let last = seconds(hook.heartbeat_timeout).checked_mul(LAST_TIMEOUTS)?;
+        Some((at, at.checked_sub(last).ok()?))
+    });
+    let Some((at, announced_at)) = ends.min() else { return };
+    if announced_at <= view.now {
+        plan.report.push(Report::HookEnds { instance: instance.id.clone(), at });
+    } else {
+        plan.look_at(announced_at);
+    }
+}
+
 /// A hook holds a member: on with it while a job or an environment is there, and off when none is.
 fn hold(view: &View<'_>, plan: &mut Plan, group: &Group, instance: &Instance, stand: &Stand) {
     if stand.is_free() {
         return release(view, plan, group, instance, false);
     }
+    announce_end(view, plan, group, instance);
     if stand.has_job() {
         plan.report.push(Report::HeldForJob { instance: instance.id.clone() });
         return beat(view, plan, group, instance);

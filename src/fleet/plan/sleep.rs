@@ -18,6 +18,9 @@ pub fn stop_and_start(view: &View<'_>, plan: &mut Plan) {
     for instance in view.facts.instances.values().filter(|instance| !instance.state.is_gone()) {
         let stand = view.stand(&instance.id);
         match (lifecycle(instance), instance.state) {
+            (Some(Lifecycle::InService), _) if stand.environments().any(|known| known.is_stopped) => {
+                take_out_again(view, plan, instance);
+            }
             (Some(Lifecycle::InService), InstanceState::Running) if stand.may_stop() => {
                 take_out(view, plan, instance, &stand);
             }
@@ -68,6 +71,17 @@ fn take_out(view: &View<'_>, plan: &mut Plan, instance: &Instance, stand: &Stand
     let detach = Change::Detach { group: name.clone(), instance: instance.id.clone(), shrinks: true };
     plan.is_expecting = true;
     plan.add(view, &instance.id, vec![Step::Cloud(tag), Step::Cloud(detach)]);
+}
+
+/// Somebody attached an instance that had left its group with environments at tier Stopped. Attaching has made the group
+/// larger by it, so it is made smaller again, where it may be.
+fn take_out_again(view: &View<'_>, plan: &mut Plan, instance: &Instance) {
+    let Some(Group { min, desired, name, .. }) = &view.facts.group else { return };
+    plan.report.push(Report::KeptInGroup { instance: instance.id.clone(), group: name.clone() });
+    let detach =
+        Change::Detach { group: name.clone(), instance: instance.id.clone(), shrinks: desired > min };
+    plan.is_expecting = true;
+    plan.add(view, &instance.id, vec![Step::Cloud(detach)]);
 }
 
 /// The look does not list it as a member any more: now it may be stopped.

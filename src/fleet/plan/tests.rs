@@ -121,12 +121,14 @@ fn states() -> impl Strategy<Value = InstanceState> {
 }
 
 fn uses(id: u32) -> impl Strategy<Value = BTreeMap<u32, Use>> {
-    let one = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.1), any::<[bool; 4]>());
+    let one = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.1), any::<[bool; 5]>());
     let slot = prop::option::weighted(0.4, one);
     prop::collection::vec(slot, SLOTS as usize).prop_map(move |slots| {
         let mut all = BTreeMap::new();
         for (slot, kept) in (0..).zip(slots) {
-            let Some((has_job, has_environment, is_in_doubt, [stop, due, wanted, has_volume])) = kept else {
+            let Some((has_job, has_environment, is_in_doubt, [stop, due, wanted, is_stopped, has_volume])) =
+                kept
+            else {
                 continue;
             };
             let sleeping = Sleeping {
@@ -134,6 +136,7 @@ fn uses(id: u32) -> impl Strategy<Value = BTreeMap<u32, Use>> {
                 is_to_stop: stop,
                 is_due_to_stop: stop || due,
                 is_wanted: wanted,
+                is_stopped,
                 has_volume,
                 expires_at: now(),
                 tags: BTreeMap::new(),
@@ -375,7 +378,10 @@ proptest! {
                     prop_assert!(may, "{change:?}");
                 }
                 Change::Detach { instance, shrinks: true, .. } => {
-                    prop_assert!(world.stand(instance).may_stop(), "{change:?}");
+                    let stand = world.stand(instance);
+                    // One that had left its group with what sleeps there leaves it again.
+                    let had_left = stand.environments().any(|known| known.is_stopped);
+                    prop_assert!(stand.may_stop() || had_left, "{change:?}");
                 }
                 Change::Stop { instance, .. } => {
                     prop_assert!(world.stand(instance).may_stop(), "{change:?}");
@@ -688,6 +694,94 @@ fn a_member_that_stays_keeps_no_volume() {
     facts.volumes.insert("vol-1".into(), volume);
     let delete = Change::DeleteVolume { volume: "vol-1".into() };
     assert_eq!(taken_back(&facts, ready(&[]), true), [Step::Cloud(delete)]);
+}
+
+/// A world of one member, with an environment on it.
+fn one_member(lifecycle: Lifecycle, state: InstanceState, sleeping: Sleeping) -> World {
+    let mut facts = Facts::default();
+    let hook = Hook {
+        name: "leave".into(),
+        at_termination: true,
+        heartbeat_timeout: 60,
+        global_timeout: 6000,
+        abandons: true,
+    };
+    facts.at = Timestamp::from_second(NOW - 5).unwrap();
+    facts.group = Some(Group { name: "g".into(), max: 8, desired: 1, hooks: vec![hook], ..Group::default() });
+    let member = Member { group: "g".into(), lifecycle, is_protected: true, is_healthy: true };
+    let instance = Instance { state, member: Some(member), ..serving("i-1") };
+    facts.instances.insert("i-1".into(), instance);
+    let used = Use { environments: vec![sleeping], ..Use::default() };
+    let host = HostStand::Ready { mounts: BTreeMap::new(), jobs: 1 };
+    let stand = Stand { host, slots: [(0, used)].into(), ..Stand::default() };
+    World {
+        facts,
+        memory: Memory::default(),
+        stands: BTreeMap::from([("i-1".to_owned(), stand)]),
+        volume: None,
+        owned_volumes: BTreeSet::new(),
+        policy: Active::default(),
+        waiting: 0,
+        wakes: Vec::new(),
+        now: now(),
+        max_instances: 1,
+        may_launch: 1,
+        max_uses: 0,
+        max_age: None,
+        grow_with: GrowWith::default(),
+        stop_mode: StopMode::default(),
+        is_deleting: false,
+    }
+}
+
+#[test]
+fn the_end_of_a_hooks_whole_time_is_announced_two_time_outs_before_and_what_is_there_is_held_until_then() {
+    let sleeping = Sleeping { id: "e".into(), has_volume: true, ..Sleeping::default() };
+    let world = one_member(Lifecycle::TerminatingWait, InstanceState::Running, sleeping);
+    let seen = |seconds: i64| {
+        let mut world = world.clone();
+        let since = Timestamp::from_second(NOW - seconds).unwrap();
+        world.memory.waiting_since.insert("i-1".into(), since);
+        let plan = plan(&world.view());
+        let beats = changes(&plan).any(|change| matches!(change, Change::Heartbeat { .. }));
+        let releases = changes(&plan).any(|change| matches!(change, Change::Complete { .. }));
+        assert!(beats && !releases, "{seconds}: {plan:?}");
+        plan
+    };
+    let before = seen(6000 - 121);
+    assert_eq!(before.report, []);
+    assert!(before.look_again_at.is_some_and(|at| at <= Timestamp::from_second(NOW + 1).unwrap()));
+    for left in [120, 1, 0] {
+        let at = Timestamp::from_second(NOW + left).unwrap();
+        assert_eq!(seen(6000 - left).report, [Report::HookEnds { instance: "i-1".into(), at }]);
+    }
+    // A new holder does not know since when the member waits.
+    assert_eq!(plan(&world.view()).report, []);
+    let mut free = world.clone();
+    free.stands.clear();
+    free.memory.waiting_since.insert("i-1".into(), Timestamp::from_second(NOW - 5999).unwrap());
+    assert_eq!(plan(&free.view()).report, [], "nothing is lost with it");
+}
+
+#[test]
+fn a_stopped_environments_instance_that_somebody_attached_leaves_the_group_again() {
+    let sleeping = Sleeping { id: "e".into(), is_to_stop: true, is_stopped: true, ..Sleeping::default() };
+    for state in [InstanceState::Running, InstanceState::Stopping, InstanceState::Stopped] {
+        for (min, shrinks) in [(0, true), (1, false)] {
+            let mut world = one_member(Lifecycle::InService, state, sleeping.clone());
+            world.facts.group.as_mut().unwrap().min = min;
+            let plan = plan(&world.view());
+            let report = Report::KeptInGroup { instance: "i-1".into(), group: "g".into() };
+            assert!(plan.report.contains(&report), "{plan:?}");
+            let detach = Change::Detach { group: "g".into(), instance: "i-1".into(), shrinks };
+            let about: Vec<&Change> = changes(&plan).collect();
+            assert_eq!(about, [&detach], "{state:?}, {min}");
+        }
+    }
+    // One that is about to be stopped for the first time leaves it without a word.
+    let first = Sleeping { is_stopped: false, ..sleeping };
+    let plan = plan(&one_member(Lifecycle::InService, InstanceState::Running, first).view());
+    assert!(plan.report.is_empty() && changes(&plan).any(|it| matches!(it, Change::Detach { .. })));
 }
 
 mod dry {

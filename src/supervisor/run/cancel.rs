@@ -1,4 +1,4 @@
-//! The wish to cancel a job, left as a file by the `cancel` verb and noticed while a stage runs.
+//! The wish to cancel a job, left as a file by the verbs `cancel` and `interrupt` and noticed while a stage runs.
 
 use std::fs;
 use std::io;
@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
+use crate::spool::verb::Interruption;
 use crate::supervisor::state::JobFolder;
 
 /// How a job is to end early; a later wish can only be harder.
@@ -17,6 +18,8 @@ pub enum CancelWish {
     Graceful,
     /// Everything stops.
     Abort,
+    /// The instance is about to be taken away: everything stops, the script in good order.
+    Interrupt,
 }
 
 impl CancelWish {
@@ -25,13 +28,21 @@ impl CancelWish {
         match self {
             Self::Graceful => "graceful",
             Self::Abort => "abort",
+            Self::Interrupt => "interrupt",
         }
     }
 
-    /// Reads the word; a file that somebody else wrote is read as the harder wish.
+    /// Reads the word; a file that somebody else wrote is read as the wish that everything stops.
     pub fn read(text: &str) -> Self {
-        if text.trim() == Self::Graceful.word() { Self::Graceful } else { Self::Abort }
+        if text.trim() == Self::Graceful.word() {
+            return Self::Graceful;
+        }
+        if read_interruption(text).is_some() { Self::Interrupt } else { Self::Abort }
     }
+}
+
+fn read_interruption(text: &str) -> Option<Interruption> {
+    serde_json::from_str(text).ok()
 }
 
 /// Watches for the file.
@@ -57,6 +68,11 @@ impl CancelWatch {
         self.events.as_fd()
     }
 
+    /// What is to be said of a job that is ended because its instance goes, if it is.
+    pub fn interruption(&self) -> Option<Interruption> {
+        fs::read_to_string(&self.file).ok().and_then(|text| read_interruption(&text))
+    }
+
     /// Takes the notices away and looks at the file.
     ///
     /// # Errors
@@ -70,5 +86,21 @@ impl CancelWatch {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wish_is_read_as_it_was_left_and_what_nobody_knows_stops_everything() {
+        assert_eq!(CancelWish::read("graceful\n"), CancelWish::Graceful);
+        assert_eq!(CancelWish::read("abort"), CancelWish::Abort);
+        assert_eq!(CancelWish::read("something else"), CancelWish::Abort);
+        let interruption = Interruption { message: "it goes".to_owned(), can_leave: true };
+        let text = serde_json::to_string(&interruption).unwrap();
+        assert_eq!(CancelWish::read(&text), CancelWish::Interrupt);
+        assert_eq!(read_interruption(&text), Some(interruption));
     }
 }

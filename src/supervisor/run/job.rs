@@ -43,6 +43,8 @@ pub struct Job {
     log: JobLog,
     shell: Shell,
     deadline: Instant,
+    /// Whether the user's own steps have begun.
+    has_begun: bool,
 }
 
 /// Why a job ends before its last stage.
@@ -122,7 +124,17 @@ impl Job {
         let shell = Shell::new(&admitted.folder, admitted.user.clone(), cancel)
             .map_err(host("failed to open the output pipe"))?;
         let deadline = Instant::now() + Duration::from_secs(order.job.timeout_seconds());
-        Ok(Self { order, admitted, variables, git_settings, temporary, log, shell, deadline })
+        Ok(Self {
+            order,
+            admitted,
+            variables,
+            git_settings,
+            temporary,
+            log,
+            shell,
+            deadline,
+            has_begun: false,
+        })
     }
 
     /// Runs the job and writes down how it ended.
@@ -134,6 +146,7 @@ impl Job {
             Ok(ended) => ended,
             Err(error) => Err(self.break_off(&error)),
         };
+        let ended = ended.map_err(|failure| self.as_interrupted(failure));
         // The first failure is the one that counts.
         let ended = match self.clean_up() {
             Ok(()) => ended,
@@ -167,7 +180,9 @@ impl Job {
         let ended = ended.and_then(|()| refused.map_or(Ok(()), Err));
         // A cancel that came after the script ends nothing, but it is a cancel.
         let wish = self.shell.cancel_wish().map_err(host("failed to look for a cancel"))?;
-        Ok(if ended.is_ok() && wish.is_some() { Err(canceled(ScriptEnd::NotEnded)) } else { ended })
+        // One that is to end since its instance goes, and has ended by itself, has ended as it did.
+        let is_canceled = wish.is_some_and(|wish| wish != CancelWish::Interrupt);
+        Ok(if ended.is_ok() && is_canceled { Err(canceled(ScriptEnd::NotEnded)) } else { ended })
     }
 
     /// What is brought into the workspace: without it the user's steps do not begin.
@@ -183,6 +198,7 @@ impl Job {
 
     /// The user's steps, and `after_script` however they ended.
     fn script(&mut self) -> Result<Ended, JobError> {
+        self.has_begun = true;
         let ended = self.user_script()?;
         if ended.as_ref().is_err_and(|failure| self.is_over(failure)) {
             return Ok(ended);
@@ -195,8 +211,20 @@ impl Job {
 
     /// Whether nothing of the user's runs any more.
     fn is_over(&self, failure: &Failure) -> bool {
-        let aborted = matches!(self.shell.cancel_wish(), Ok(Some(CancelWish::Abort)));
+        let aborted = matches!(self.shell.cancel_wish(), Ok(Some(wish)) if wish >= CancelWish::Abort);
         aborted || failure.outcome == Outcome::SystemFailure || Instant::now() >= self.deadline
+    }
+}
+
+impl Job {
+    /// What was stopped because the instance goes is nobody's cancel. An environment that can leave the instance is put to
+    /// sleep as after a script that failed, if its job asks for that.
+    fn as_interrupted(&self, failure: Failure) -> Failure {
+        let interruption = self.shell.interruption().filter(|_| failure.outcome == Outcome::Canceled);
+        let Some(interruption) = interruption else { return failure };
+        let is_kept = interruption.can_leave && self.has_begun && self.order.suspend.on_failure;
+        let script = if is_kept { ScriptEnd::Failure } else { ScriptEnd::NotEnded };
+        Failure { outcome: Outcome::SystemFailure, script, exit_code: 0, message: interruption.message }
     }
 }
 

@@ -19,6 +19,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::cancel::{CancelWatch, CancelWish};
+use crate::spool::verb::Interruption;
 use crate::supervisor::errand::Errand;
 use crate::supervisor::launch;
 use crate::supervisor::log::JobLog;
@@ -111,6 +112,11 @@ impl Shell {
     /// When it cannot be read.
     pub fn cancel_wish(&self) -> io::Result<Option<CancelWish>> {
         self.cancel.wish()
+    }
+
+    /// What is to be said of a job that is ended because its instance goes, if it is.
+    pub fn interruption(&self) -> Option<Interruption> {
+        self.cancel.interruption()
     }
 
     /// Whether there is a `bash` where stages look for it.

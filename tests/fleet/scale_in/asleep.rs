@@ -8,7 +8,7 @@ use crate::suspension::{environment, object_of, put_to_sleep, until_gone};
 use crate::testbed::stage::{CloudSetting, Setting};
 
 /// Puts an environment to sleep; answers its key and its instance.
-async fn asleep(stage: &Stage) -> Result<(String, String)> {
+pub(super) async fn asleep(stage: &Stage) -> Result<(String, String)> {
     let (_, key) = put_to_sleep(stage, job("first").script(["echo kept > marker"])).await?;
     let hot = environment(stage, &key).await?;
     let instance = hot["status"]["instance"].as_str().context("no instance")?.to_owned();
@@ -16,7 +16,7 @@ async fn asleep(stage: &Stage) -> Result<(String, String)> {
 }
 
 /// Resumes it and fails unless everything is there; answers the instance.
-async fn resumes(stage: &Stage, key: &str) -> Result<String> {
+pub(super) async fn resumes(stage: &Stage, key: &str) -> Result<String> {
     let woken = stage.run(job("wake").environment_key(key).script(["cat marker"])).await?;
     ensure!(
         woken.state == JobState::Success && woken.log_contains("kept"),

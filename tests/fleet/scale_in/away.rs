@@ -3,22 +3,11 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
+use super::asleep::{asleep, resumes};
 use super::*;
+use crate::suspension::environment;
 use crate::testbed::cloud::Act;
 use crate::testbed::stage::{CloudSetting, Setting};
-
-/// The operator comes back.
-async fn come_back(stage: &Stage) -> Result<()> {
-    stage.give_up_lease().await?;
-    stage.operator()?.start_again().await
-}
-
-/// The operator goes without a word.
-fn go(stage: &Stage) -> Result<()> {
-    stage.operator()?.kill()?;
-    stage.gitlab.client_restarted();
-    Ok(())
-}
 
 #[tokio::test]
 async fn a_job_survives_a_scale_in_while_the_operator_is_away_for_less_than_the_hook() -> Result<()> {
@@ -62,5 +51,32 @@ async fn a_job_survives_a_longer_absence_where_the_group_retains_its_instance() 
     // Nothing needs it any more.
     cloud.machines.gone(&instance).await?;
     until_calls(cloud, "TerminateInstances", &instance, 1).await?;
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn an_environment_survives_a_longer_absence_where_the_group_retains_its_instance() -> Result<()> {
+    let setting =
+        CloudSetting { group: |group| *group = group.clone().retaining(), ..CloudSetting::default() };
+    let stage = Stage::start("retained-asleep", Setting::cloud(quick(json!({}))).in_cloud(setting)).await?;
+    let cloud = stage.cloud()?;
+    let (key, instance) = asleep(&stage).await?;
+    go(&stage)?;
+    end_member(cloud, &instance).await?;
+    until_lifecycle(cloud, &instance, "Terminating:Wait").await?;
+    cloud.cloud.act(Act::PassTime { seconds: 61.0 }).await?;
+    until_lifecycle(cloud, &instance, "Terminating:Retained").await?;
+    come_back(&stage).await?;
+    let detached =
+        until_calls(cloud, "DetachInstances", &instance, 1).await.with_context(|| stage.operator_log())?;
+    ensure!(detached[0].names("ShouldDecrementDesiredCapacity", "false"), "{detached:#?}");
+    let known = environment(&stage, &key).await?;
+    ensure!(
+        known["status"]["tier"] == "Hot" && known["status"]["instance"] == instance.as_str(),
+        "{known:#}"
+    );
+    ensure!(resumes(&stage, &key).await? == instance, "it was resumed elsewhere");
+    // With the environment goes what was kept for it.
+    cloud.machines.gone(&instance).await?;
     traces::end(stage).await
 }

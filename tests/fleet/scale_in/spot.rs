@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::*;
-use crate::suspension::{environment, object_of, put_to_sleep, until_gone};
+use crate::suspension::{environment, key_of, object_of, put_to_sleep, until_gone};
 use crate::testbed::cloud::{Act, Market, Reclaim};
 use crate::testbed::stage::{CloudSetting, Setting};
 
@@ -97,6 +97,8 @@ async fn an_environment_that_cannot_leave_a_reclaimed_instance_is_announced_and_
     let woken = stage.run(job("wake").environment_key(&key).script(["cat marker"])).await?;
     ensure!(woken.state == JobState::Failed, "{}", told(&woken));
     ensure!(woken.failure_reason.as_deref() == Some("runner_system_failure"), "{}", told(&woken));
+    // The group waits at its hook for an instance that is gone, too.
+    ensure!(completion(cloud, &instance).await?.1 == "CONTINUE");
     traces::end(stage).await
 }
 
@@ -116,6 +118,87 @@ async fn a_job_on_a_reclaimed_spot_instance_fails_soon_and_says_why() -> Result<
     ensure!(over.failure_reason.as_deref() == Some("runner_system_failure"), "{}", told(&over));
     ensure!(over.log_contains(&format!("instance {instance} was terminated")), "{}", told(&over));
     ensure!(calls_of(cloud, "spot-reclaimed", &instance).await?.len() == 1);
+    traces::end(stage).await
+}
+
+/// Fails unless a job was ended for a notice, said so, and was over before the cloud took its instance.
+async fn was_interrupted(stage: &Stage, over: &JobView, instance: &str) -> Result<()> {
+    let cloud = stage.cloud()?;
+    ensure!(
+        calls_of(cloud, "spot-reclaimed", instance).await?.is_empty(),
+        "its cloud took the instance first: {}",
+        told(over)
+    );
+    ensure!(over.state == JobState::Failed, "{}", told(over));
+    ensure!(over.failure_reason.as_deref() == Some("runner_system_failure"), "{}", told(over));
+    let line = format!("ERROR: Job failed (system failure): its cloud terminates instance {instance} at ");
+    let text = over.log_text();
+    ensure!(text.matches(&line).count() == 1, "{}", told(over));
+    // The log is whole: it came to its last line.
+    let last = text.lines().last().unwrap_or_default();
+    ensure!(last.contains(&line) && last.contains("(spot interruption notice)"), "{}", told(over));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_is_ended_before_its_cloud_takes_its_spot_instance_and_says_why() -> Result<()> {
+    let stage = Stage::start("spot-ended", on_spot(json!({}))).await?;
+    let cloud = stage.cloud()?;
+    let (id, instance) = busy(&stage, "busy").await?;
+    // The advice ends nothing, and does not hide the notice that follows.
+    cloud.cloud.act(Act::Rebalance { instance: instance.clone() }).await?;
+    let (note, _) = traces::event(&stage, POOL, "InterruptionNotice").await?;
+    ensure!(note.contains("advises"), "{note}");
+    cloud.cloud.act(notice(&instance, 45.0)).await?;
+    let over = stage.until_over(id).await?;
+    was_interrupted(&stage, &over, &instance).await?;
+    cloud.machines.gone(&instance).await?;
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_job_on_a_spot_instance_that_is_taken_is_ended_by_the_next_operator_too() -> Result<()> {
+    let stage = Stage::start("spot-next", on_spot(json!({}))).await?;
+    let cloud = stage.cloud()?;
+    let (id, instance) = busy(&stage, "busy").await?;
+    cloud.cloud.act(notice(&instance, 75.0)).await?;
+    traces::event(&stage, POOL, "InterruptionNotice").await?;
+    go(&stage)?;
+    come_back(&stage).await?;
+    let over = stage.until_over(id).await?;
+    was_interrupted(&stage, &over, &instance).await?;
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_job_that_keeps_its_environment_on_failure_leaves_a_spot_instance_with_it() -> Result<()> {
+    let stage = Stage::start("spot-keeps", on_spot(json!({ "workspaceVolume": { "sizeGiB": 1 } }))).await?;
+    let cloud = stage.cloud()?;
+    let script = held(&["echo passed"]);
+    let marks = ["echo kept > marker", "mkdir deep && cd deep && export GREETING=hello"];
+    let id = stage.gitlab.enqueue(job("busy").suspend_on_failure().script([&marks[..], &script].concat()));
+    stage.until_log(id, "waits").await?;
+    let lease = stage.get("joblease", &format!("{POOL}-{}", id.0)).await?;
+    let instance = lease["status"]["instance"].as_str().context("the job has no instance")?.to_owned();
+    cloud.cloud.act(notice(&instance, 45.0)).await?;
+    let over = stage.until_over(id).await?;
+    was_interrupted(&stage, &over, &instance).await?;
+    ensure!(!over.log_contains("\npassed"), "its script went on: {}", told(&over));
+    let key = key_of(&over)?;
+    ensure!(over.log_contains(&format!("Job environment suspended: {key}")), "{}", told(&over));
+    let moved = stage
+        .until_object("suspendedenvironment", &object_of(&key)?, "it is at tier Detached", |senv| {
+            senv["status"]["tier"] == "Detached" && senv["status"]["moving"].is_null()
+        })
+        .await?;
+    ensure!(moved["status"]["instance"].is_null(), "{moved:#}");
+    let script = ["cat ../marker", "echo greeting $GREETING", "pwd"];
+    let woken = stage.run(job("wake").environment_key(&key).script(script)).await?;
+    let all = ["kept", "greeting hello", "/deep"].iter().all(|line| woken.log_contains(line));
+    ensure!(woken.state == JobState::Success && all, "{}\n{}", told(&woken), stage.operator_log());
+    let lease = stage.lease_over(woken.id).await?;
+    ensure!(lease["status"]["instance"] != instance.as_str(), "{lease:#}");
+    until_gone(&stage, &key).await?;
     traces::end(stage).await
 }
 

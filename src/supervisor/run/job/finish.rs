@@ -6,6 +6,7 @@ use crate::spool::closing::closing_line;
 use crate::spool::record::{JobRecord, JobResult, JobState, Outcome, ScriptEnd};
 use crate::supervisor::log::file::LogFile;
 use crate::supervisor::log::laid_out;
+use crate::supervisor::run::cancel::CancelWish;
 use crate::supervisor::state::{Durability, JobFolder, gone};
 use crate::supervisor::workspace;
 
@@ -57,7 +58,8 @@ impl Job {
             },
         };
         // A canceled job keeps nothing, whatever its script's end was.
-        let is_canceled = matches!(self.shell.cancel_wish(), Ok(Some(_)));
+        let is_canceled =
+            matches!(self.shell.cancel_wish(), Ok(Some(CancelWish::Graceful | CancelWish::Abort)));
         JobResult { suspend_due: !is_canceled && self.order.suspend.is_due(result.script), ..result }
     }
 

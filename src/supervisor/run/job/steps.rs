@@ -34,7 +34,9 @@ impl Job {
             let body = Body::Commands { lines: &lines, restored: restored.as_ref(), keep_context, sections };
             let end = self.stage(&body, "running", deadline, CancelWish::Graceful)?;
             self.leave(&name)?;
-            if keep_context && matches!(end, StageEnd::Exited(_)) {
+            // A shell that was asked to end says what it leaves, too.
+            let is_interrupted = end == StageEnd::Canceled(CancelWish::Interrupt);
+            if keep_context && (matches!(end, StageEnd::Exited(_)) || is_interrupted) {
                 self.draft_context()?;
             }
             let failure = match end {
