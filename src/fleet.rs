@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::clock;
 use crate::pool::slots::Slot;
-use crate::provider::{Cloud, CloudError, ErrorClass};
+use crate::provider::{Changed, Cloud, CloudError, ErrorClass};
 use crate::spool::verb::SpotNotice;
 
 pub mod carry;
@@ -256,6 +256,13 @@ impl Fleet {
         state.is_expected = true;
         drop(state);
         self.wake.notify_one();
+    }
+
+    /// Something was made for a thing: see [`look::await_made`].
+    pub(crate) fn made(&self, subject: &str, changed: &Changed, now: Timestamp) {
+        if let Changed::Made(id) = changed {
+            self.state().memory.made.insert(subject.to_owned(), (id.clone(), now));
+        }
     }
 
     /// A step about a thing failed.

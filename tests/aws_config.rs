@@ -263,9 +263,58 @@ async fn the_check_of_an_account_says_every_call_before_it_makes_one() -> Result
     let count = |word: &str| told.matches(word).count();
     ensure!(count("ec2 create-volume") == count("ec2 delete-volume"), "{told}");
 
-    for wrong in [&["--region", "eu-central-1"][..], &["--regoin", "eu-central-1"], &["--subnet"]] {
+    let without_cluster = [&arguments[..], &["--role-arn", "arn:aws:iam::123456789012:role/x"]].concat();
+    for wrong in
+        [&["--region", "eu-central-1"][..], &["--regoin", "eu-central-1"], &["--subnet"], &without_cluster]
+    {
         output(Command::new(&script).args(wrong)).await.expect_err("it lacks something");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_check_of_an_account_asks_for_each_action_of_the_policy_and_does_it_by_the_role() -> Result<()> {
+    let script = project().join("config/aws/check-account.sh");
+    let arguments = [
+        ["--region", "eu-central-1", "--template", "ci-linux", "--subnet", "subnet-1"],
+        ["--login", "ubuntu@private", "--cluster-id", "c", "--role-arn", "arn:aws:iam::123456789012:role/x"],
+    ];
+    let mut command = Command::new(&script);
+    command.args(arguments.as_flattened()).arg("--dry-run").env("PATH", "/usr/bin:/bin");
+    let told = output(&mut command).await?;
+    let allowed: BTreeSet<String> = policy("config/aws/iam-policy.json")?
+        .iter()
+        .flat_map(|statement| words(&statement["Action"]))
+        .collect();
+
+    let expected = |line: &str| {
+        let rest = line.trim().strip_prefix("(allowed is expected of ")?;
+        Some(rest.trim_end_matches(')').to_owned())
+    };
+    let simulated: BTreeSet<String> = told.lines().filter_map(expected).collect();
+    ensure!(simulated == allowed, "not the policy's: {:?}", simulated.symmetric_difference(&allowed));
+    for action in &allowed {
+        ensure!(told.contains(&format!("--action-names {action} ")), "{action} is not simulated");
+    }
+
+    // A call is `aws --region R SERVICE the-action`, an action of the policy `service:TheAction`.
+    let call = |line: &str| {
+        let words: Vec<&str> =
+            line.trim().strip_prefix("(as the role)")?.split_whitespace().skip(3).take(2).collect();
+        let [service, action] = words.as_slice() else { return None };
+        Some(format!("{service}:{}", action.replace('-', "")))
+    };
+    let by_the_role: BTreeSet<String> = told.lines().filter_map(call).collect();
+    let known: BTreeSet<String> = allowed.iter().map(|action| action.to_lowercase()).collect();
+    let strange: Vec<_> = by_the_role.difference(&known).collect();
+    ensure!(strange.is_empty(), "the role may not: {strange:?}");
+    // Not called by us, in place of another one, or a person's.
+    let others = ["ec2:createfleet", "autoscaling:setdesiredcapacity", "ec2:copysnapshot"];
+    let untried: Vec<_> = known
+        .difference(&by_the_role)
+        .filter(|action| !action.contains(":describe") && !others.contains(&action.as_str()))
+        .collect();
+    ensure!(untried.is_empty(), "not done by the role: {untried:?}");
     Ok(())
 }
 

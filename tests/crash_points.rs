@@ -150,6 +150,7 @@ fn every_point_is_passed_by_a_scenario() -> Result<()> {
         cloud::members::POINTS,
         cloud::tiers::POINTS,
         cloud::accidents::POINTS,
+        cloud::expiry::POINTS,
     ];
     let passed: BTreeSet<&str> = all.into_iter().flatten().copied().flatten().copied().collect();
     ensure!(

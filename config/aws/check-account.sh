@@ -5,7 +5,8 @@
 #
 # It makes a group of its own of one instance, from your launch template, and removes all it has made, also when it is
 # interrupted. It says what that may cost and asks before it begins. It needs the AWS CLI, version 2, with credentials that
-# may make and delete groups, instances, volumes and snapshots: yours, not the operator's.
+# may make and delete groups, instances, volumes and snapshots: yours, not the operator's. With --role-arn what the operator
+# does is done by its role, so that the policy is tried and not only simulated.
 set -euo pipefail
 
 usage() {
@@ -17,6 +18,9 @@ usage: check-account.sh --region REGION --template NAME --subnet SUBNET [OPTION]
   --subnet SUBNET          where the instance is launched
   --login USER@ADDRESS     log in by EC2 Instance Connect as USER to the private or public ADDRESS of the instance
                            (such as ubuntu@private); without it boot ids and files are not compared
+  --role-arn ARN           make the operator's calls by this role, which has config/aws/iam-policy.json and which you may
+                           assume: its trust policy has to name you for as long as this takes
+  --cluster-id ID          the cluster's id in the role's policy; needed with --role-arn
   --price-per-hour USD     price of the template's instance type, for the estimate (default 0.10)
   --root-gib GIB           size of its root volume, for the estimate (default 50)
   --dry-run                print the calls and make none
@@ -24,7 +28,7 @@ usage: check-account.sh --region REGION --template NAME --subnet SUBNET [OPTION]
 TEXT
 }
 
-region='' template='' subnet='' login='' price=0.10 root_gib=50 dry_run=no ask=yes
+region='' template='' subnet='' login='' role_arn='' cluster='' price=0.10 root_gib=50 dry_run=no ask=yes
 while (($# > 0)); do
   case $1 in
     --dry-run) dry_run=yes; shift; continue ;;
@@ -37,6 +41,8 @@ while (($# > 0)); do
     --template) template=$2 ;;
     --subnet) subnet=$2 ;;
     --login) login=$2 ;;
+    --role-arn) role_arn=$2 ;;
+    --cluster-id) cluster=$2 ;;
     --price-per-hour) price=$2 ;;
     --root-gib) root_gib=$2 ;;
     *) printf 'check-account: there is no option %s\n\n' "$1" >&2; usage >&2; exit 2 ;;
@@ -46,6 +52,8 @@ done
 for required in region template subnet; do
   [[ -n ${!required} ]] || { printf 'check-account: --%s is missing\n\n' "$required" >&2; usage >&2; exit 2; }
 done
+[[ -z $role_arn || -n $cluster ]] ||
+  { printf 'check-account: --role-arn needs --cluster-id: the policy of the role names a cluster\n' >&2; exit 2; }
 [[ -z $login || $login == ?*@private || $login == ?*@public ]] ||
   { printf 'check-account: --login is %s; it is USER@private or USER@public\n' "$login" >&2; exit 2; }
 for number in price root_gib; do
@@ -57,20 +65,39 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 run=dormouse-check-$(date +%s)-$$
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+[[ -n $cluster ]] || cluster=$run
 instance='' volume='' restored='' snapshot='' zone='' group_made=no
-rows=()
+rows=() by_operator=no session=()
 
 # --- how calls are made --------------------------------------------------------------------------------------------------
 
 # Makes a call and prints its answer as text. Its error is in $work/error.
 call() {
   if [[ $dry_run == yes ]]; then
+    [[ $by_operator == no || -z $role_arn ]] || printf '  (as the role)' >&2
     printf '  aws --region %s' "$region" >&2
     printf ' %q' "$@" >&2
     printf '\n' >&2
     return 0
   fi
-  aws --region "$region" --output text --no-cli-pager "$@" 2>"$work/error"
+  local who=()
+  [[ $by_operator == no ]] || who=(${session[0]+"${session[@]}"})
+  env ${who[0]+"${who[@]}"} aws --region "$region" --output text --no-cli-pager "$@" 2>"$work/error"
+}
+
+# as_operator COMMAND...: what it calls is called by the operator's role, where there is one.
+as_operator() {
+  local by_operator=yes
+  "$@"
+}
+
+# Takes on the role, for an hour.
+assume() {
+  local id secret token
+  read -r id secret token < <(call sts assume-role --role-arn "$role_arn" --role-session-name "$run" \
+    --query 'Credentials.[AccessKeyId,SecretAccessKey,SessionToken]')
+  [[ -n ${token:-} || $dry_run == yes ]] || return 1
+  session=("AWS_ACCESS_KEY_ID=${id:-}" "AWS_SECRET_ACCESS_KEY=${secret:-}" "AWS_SESSION_TOKEN=${token:-}")
 }
 
 # The code of the last error, such as ValidationError.
@@ -145,7 +172,7 @@ remote() {
   local user=${login%@*} field=PrivateIpAddress address
   [[ $login == *@public ]] && field=PublicIpAddress
   address=$(call ec2 describe-instances --instance-ids "$instance" --query "Reservations[0].Instances[0].$field")
-  call ec2-instance-connect send-ssh-public-key --instance-id "$instance" --availability-zone "$zone" \
+  as_operator call ec2-instance-connect send-ssh-public-key --instance-id "$instance" --availability-zone "$zone" \
     --instance-os-user "$user" --ssh-public-key "file://$work/key.pub" >/dev/null
   if [[ $dry_run == yes ]]; then
     printf '  ssh %s@ADDRESS %q\n' "$user" "$1" >&2
@@ -173,14 +200,14 @@ clean_up() {
     call autoscaling delete-auto-scaling-group --auto-scaling-group-name "$run" --force-delete || true
   fi
   if [[ -n $instance ]]; then
-    call ec2 terminate-instances --instance-ids "$instance" >/dev/null || true
+    undo 'TerminateInstances' ec2 terminate-instances --instance-ids "$instance"
     wait_for 'the instance is gone' 600 'terminated' instance_state || true
   fi
   local id
   for id in $volume $restored; do
-    call ec2 delete-volume --volume-id "$id" || true
+    undo 'DeleteVolume' ec2 delete-volume --volume-id "$id"
   done
-  [[ -z $snapshot ]] || call ec2 delete-snapshot --snapshot-id "$snapshot" || true
+  [[ -z $snapshot ]] || undo 'DeleteSnapshot' ec2 delete-snapshot --snapshot-id "$snapshot"
   if [[ $group_made == yes ]]; then
     wait_for 'the group is gone' 600 '' call autoscaling describe-auto-scaling-groups --auto-scaling-group-names "$run" \
       --query 'AutoScalingGroups[].Status' || true
@@ -193,6 +220,15 @@ clean_up() {
     fi
   fi
   rm -rf "$work"
+}
+
+# undo WHAT CALL...: by the operator, and where that may not, by you.
+undo() {
+  local what=$1 result
+  shift
+  result=$(as_operator outcome "$@")
+  row "$what" 'done' "$result"
+  [[ $result == 'done' ]] || call "$@" >/dev/null || true
 }
 
 leftovers() {
@@ -218,13 +254,17 @@ make_group() {
     --instance-lifecycle-policy 'RetentionTriggers={TerminateHookAbandon=retain}' \
     --lifecycle-hook-specification-list \
     "LifecycleHookName=$run,LifecycleTransition=autoscaling:EC2_INSTANCE_TERMINATING,HeartbeatTimeout=900,DefaultResult=ABANDON" \
-    --tags "Key=Name,Value=$run,PropagateAtLaunch=true"
+    --tags "Key=Name,Value=$run,PropagateAtLaunch=true" \
+    "Key=dormouse.dev/cluster,Value=$cluster,PropagateAtLaunch=true" || return 1
+  local tag="ResourceId=$run,ResourceType=auto-scaling-group,Key=dormouse.dev/pool,Value=check,PropagateAtLaunch=false"
+  row 'claim the group by a tag' 'done' "$(as_operator outcome autoscaling create-or-update-tags --tags "$tag")"
+  row 'give it up' 'done' "$(as_operator outcome autoscaling delete-tags --tags "$tag")"
 }
 
 # Asks for one instance, and prints its id, or the code of what is in the way.
 launch_one() {
   local answer id code
-  answer=$(call autoscaling launch-instances --auto-scaling-group-name "$run" --requested-capacity 1 \
+  answer=$(as_operator call autoscaling launch-instances --auto-scaling-group-name "$run" --requested-capacity 1 \
     --availability-zones "$zone" --client-token "$run" \
     --query '[Instances[0].InstanceIds[0], Errors[0].ErrorCode]') || answer="None $(error_code)"
   read -r id code <<<"$answer"
@@ -241,7 +281,7 @@ launch() {
     row 'the same client token launches no second one' "$instance" "$(launch_one)"
   else
     # It is not allowed, perhaps: pools can do without.
-    call autoscaling set-desired-capacity --auto-scaling-group-name "$run" --desired-capacity 1
+    as_operator call autoscaling set-desired-capacity --auto-scaling-group-name "$run" --desired-capacity 1
     wait_for 'the group has a member' 300 'i-*' call autoscaling describe-auto-scaling-groups \
       --auto-scaling-group-names "$run" --query 'AutoScalingGroups[0].Instances[0].InstanceId' || {
       instance=''
@@ -294,31 +334,39 @@ standby() {
 leave_group() {
   local begun seen_detach
   begun=$(now)
-  call autoscaling terminate-instance-in-auto-scaling-group --instance-id "$instance" \
+  as_operator call autoscaling terminate-instance-in-auto-scaling-group --instance-id "$instance" \
     --should-decrement-desired-capacity >/dev/null || return 1
   wait_for 'the hook holds the member' 120 'Terminating:Wait' lifecycle || return 1
   row 'TerminateInstanceInAutoScalingGroup leads to' 'Terminating:Wait' "$seen" "$(since "$begun")"
-  row 'protecting a terminating member' 'refused: ValidationError' "$(outcome autoscaling set-instance-protection \
+  row 'protecting a terminating member' 'refused: ValidationError' "$(as_operator outcome autoscaling set-instance-protection \
     --auto-scaling-group-name "$run" --instance-ids "$instance" --protected-from-scale-in)"
-  row 'RecordLifecycleActionHeartbeat' 'done' "$(outcome autoscaling record-lifecycle-action-heartbeat \
+  row 'RecordLifecycleActionHeartbeat' 'done' "$(as_operator outcome autoscaling record-lifecycle-action-heartbeat \
     --auto-scaling-group-name "$run" --lifecycle-hook-name "$run" --instance-id "$instance")"
-  seen_detach=$(outcome autoscaling detach-instances --auto-scaling-group-name "$run" --instance-ids "$instance" \
+  seen_detach=$(as_operator outcome autoscaling detach-instances --auto-scaling-group-name "$run" --instance-ids "$instance" \
     --no-should-decrement-desired-capacity)
   row 'DetachInstances while Terminating:Wait' '?' "$seen_detach"
   if [[ $seen_detach != 'done' || $dry_run == yes ]]; then
     begun=$(now)
-    row 'CompleteLifecycleAction by ABANDON' 'done' "$(outcome autoscaling complete-lifecycle-action \
+    row 'CompleteLifecycleAction by ABANDON' 'done' "$(as_operator outcome autoscaling complete-lifecycle-action \
       --auto-scaling-group-name "$run" --lifecycle-hook-name "$run" --instance-id "$instance" \
       --lifecycle-action-result ABANDON)"
     wait_for 'the member is retained' 180 'Terminating:Retained' lifecycle || return 1
     row 'TerminateHookAbandon=retain leads to' 'Terminating:Retained' "$seen" "$(since "$begun")"
     begun=$(now)
-    row 'DetachInstances of a retained member' 'done' "$(outcome autoscaling detach-instances \
+    row 'DetachInstances of a retained member' 'done' "$(as_operator outcome autoscaling detach-instances \
       --auto-scaling-group-name "$run" --instance-ids "$instance" --no-should-decrement-desired-capacity)"
   fi
   wait_for 'the group lists the instance no more' 300 'None' lifecycle || return 1
   row 'left the group' 'None' "$seen" "$(since "$begun")"
   row 'and runs on' 'running' "$(instance_state)"
+  row 'mark it as kept' 'done' "$(as_operator outcome ec2 create-tags --resources "$instance" \
+    --tags Key=dormouse.dev/slot-0,Value=check)"
+  row 'take the mark off' 'done' "$(as_operator outcome ec2 delete-tags --resources "$instance" \
+    --tags Key=dormouse.dev/slot-0)"
+  row 'protect it from termination' 'done' "$(as_operator outcome ec2 modify-instance-attribute \
+    --instance-id "$instance" --disable-api-termination)"
+  row 'protect it no more' 'done' "$(as_operator outcome ec2 modify-instance-attribute \
+    --instance-id "$instance" --no-disable-api-termination)"
 }
 
 # stop_and_start NAME [--hibernate]: whether the boot id is kept is what hibernation is about.
@@ -328,7 +376,7 @@ stop_and_start() {
   [[ ${1:-} != --hibernate ]] || wanted=same
   [[ -z $login ]] || before=$(boot_id || true)
   begun=$(now)
-  result=$(outcome ec2 stop-instances --instance-ids "$instance" "$@")
+  result=$(as_operator outcome ec2 stop-instances --instance-ids "$instance" "$@")
   if [[ $result != 'done' ]]; then
     row "$name" '?' "$result"
     return 0
@@ -338,7 +386,7 @@ stop_and_start() {
   row "$name: the reason it gives" '?' "$(call ec2 describe-instances --instance-ids "$instance" \
     --query 'Reservations[0].Instances[0].StateReason.Code')"
   begun=$(now)
-  call ec2 start-instances --instance-ids "$instance" >/dev/null || { row "$name: start" 'done' "$(error_code)"; return 1; }
+  as_operator call ec2 start-instances --instance-ids "$instance" >/dev/null || { row "$name: start" 'done' "$(error_code)"; return 1; }
   wait_for 'the instance runs' 600 'running' instance_state || return 1
   row "$name: started again" 'running' "$seen" "$(since "$begun")"
   log_in "$name: start to a login"
@@ -354,23 +402,23 @@ stop_and_start() {
 volumes() {
   local begun
   begun=$(now)
-  volume=$(call ec2 create-volume --size 1 --volume-type gp3 --encrypted --availability-zone "$zone" \
-    --tag-specifications "ResourceType=volume,Tags=[{Key=Name,Value=$run}]" --query VolumeId) || return 1
+  volume=$(as_operator call ec2 create-volume --size 1 --volume-type gp3 --encrypted --availability-zone "$zone" \
+    --tag-specifications "ResourceType=volume,Tags=[{Key=Name,Value=$run},{Key=dormouse.dev/cluster,Value=$cluster}]" --query VolumeId) || return 1
   [[ $dry_run == no ]] || volume=vol-VOLUME
   wait_for 'the volume is there' 120 'available *' volume_state "$volume" || return 1
   row 'volume made' 'available *' "$seen" "$(since "$begun")"
   attach_and_detach "$volume" 'volume' || return 1
 
   begun=$(now)
-  snapshot=$(call ec2 create-snapshot --volume-id "$volume" \
-    --tag-specifications "ResourceType=snapshot,Tags=[{Key=Name,Value=$run}]" --query SnapshotId) || return 1
+  snapshot=$(as_operator call ec2 create-snapshot --volume-id "$volume" \
+    --tag-specifications "ResourceType=snapshot,Tags=[{Key=Name,Value=$run},{Key=dormouse.dev/cluster,Value=$cluster}]" --query SnapshotId) || return 1
   [[ $dry_run == no ]] || snapshot=snap-SNAPSHOT
   wait_for 'the snapshot is complete' 900 'completed' call ec2 describe-snapshots --snapshot-ids "$snapshot" \
     --query 'Snapshots[0].State' || return 1
   row 'snapshot of a nearly empty volume' 'completed' "$seen" "$(since "$begun")"
   begun=$(now)
-  restored=$(call ec2 create-volume --snapshot-id "$snapshot" --volume-type gp3 --availability-zone "$zone" \
-    --tag-specifications "ResourceType=volume,Tags=[{Key=Name,Value=$run}]" --query VolumeId) || return 1
+  restored=$(as_operator call ec2 create-volume --snapshot-id "$snapshot" --volume-type gp3 --availability-zone "$zone" \
+    --tag-specifications "ResourceType=volume,Tags=[{Key=Name,Value=$run},{Key=dormouse.dev/cluster,Value=$cluster}]" --query VolumeId) || return 1
   [[ $dry_run == no ]] || restored=vol-RESTORED
   wait_for 'the volume is there' 300 'available *' volume_state "$restored" || return 1
   row 'volume made of the snapshot' 'available *' "$seen" "$(since "$begun")"
@@ -381,7 +429,7 @@ volumes() {
 attach_and_detach() {
   local begun
   begun=$(now)
-  call ec2 attach-volume --volume-id "$1" --instance-id "$instance" --device /dev/sdf >/dev/null || return 1
+  as_operator call ec2 attach-volume --volume-id "$1" --instance-id "$instance" --device /dev/sdf >/dev/null || return 1
   wait_for 'the volume is attached' 300 'in-use attached' volume_state "$1" || return 1
   row "$2 attached" 'in-use attached' "$seen" "$(since "$begun")"
   if [[ -n $login ]]; then
@@ -393,7 +441,7 @@ attach_and_detach() {
     row "$2 found by its id" '/dev/*' 'not checked: no --login'
   fi
   begun=$(now)
-  call ec2 detach-volume --volume-id "$1" --instance-id "$instance" >/dev/null || return 1
+  as_operator call ec2 detach-volume --volume-id "$1" --instance-id "$instance" >/dev/null || return 1
   wait_for 'the volume is detached' 300 'available *' volume_state "$1" || return 1
   row "$2 detached" 'available *' "$seen" "$(since "$begun")"
 }
@@ -403,13 +451,60 @@ policy() {
   local file=$work/policy.json account=123456789012 ours=dormouse.dev/cluster
   sed -e "s/ACCOUNT_ID/$account/g; s/REGION/$region/g; s/CLUSTER_ID/check/g; s/SSH_USERNAME/ubuntu/g" \
     "$here/iam-policy.json" >"$file"
+  allowed_by_policy
+  denied_by_policy
+}
+
+# Each action of the policy on what it is meant for; a test compares this list with the policy.
+allowed_by_policy() {
+  local action on="arn:aws:ec2:$region:$account" shots="arn:aws:ec2:$region::snapshot" tag=aws:ResourceTag/$ours=check
+  local born=aws:RequestTag/$ours=check keys=aws:TagKeys=dormouse.dev/pool
+  local group="arn:aws:autoscaling:$region:$account:autoScalingGroup:1:autoScalingGroupName/x"
+  for action in autoscaling:DescribeAutoScalingGroups autoscaling:DescribeInstanceRefreshes \
+    autoscaling:DescribeLifecycleHooks autoscaling:DescribePolicies autoscaling:DescribeScalingActivities \
+    autoscaling:DescribeWarmPool ec2:DescribeInstances ec2:DescribeSnapshots ec2:DescribeVolumes \
+    ec2:CreateFleet ec2:DescribeLaunchTemplateVersions; do
+    simulate allowed "$action" "$action" '*'
+  done
+  for action in CompleteLifecycleAction DetachInstances LaunchInstances RecordLifecycleActionHeartbeat \
+    SetDesiredCapacity SetInstanceProtection TerminateInstanceInAutoScalingGroup; do
+    simulate allowed "$action of our group" "autoscaling:$action" "$group" "$tag"
+  done
+  for action in CreateOrUpdateTags DeleteTags; do
+    simulate allowed "$action of our group" "autoscaling:$action" "$group" "$tag" "$keys"
+  done
+  for action in AttachVolume DetachVolume StartInstances StopInstances TerminateInstances; do
+    simulate allowed "$action of our instance" "ec2:$action" "$on:instance/i-1" "$tag"
+  done
+  for action in DisableApiTermination DisableApiStop; do
+    simulate allowed "$action of our instance" ec2:ModifyInstanceAttribute "$on:instance/i-1" "$tag" \
+      "ec2:Attribute=$action"
+  done
+  simulate allowed 'log in to our instance' ec2-instance-connect:SendSSHPublicKey "$on:instance/i-1" "$tag" \
+    ec2:osuser=ubuntu
+  for action in AttachVolume DetachVolume CreateSnapshot DeleteVolume; do
+    simulate allowed "$action of our volume" "ec2:$action" "$on:volume/vol-1" "$tag"
+  done
+  for action in CreateVolume CopySnapshot DeleteSnapshot; do
+    simulate allowed "$action of our snapshot" "ec2:$action" "$shots/snap-1" "$tag"
+  done
+  simulate allowed 'CreateVolume with our tag' ec2:CreateVolume "$on:volume/*" "$born"
+  for action in CreateSnapshot CopySnapshot; do
+    simulate allowed "$action with our tag" "ec2:$action" "$shots/*" "$born"
+  done
+  simulate allowed 'the tags of a volume from birth' ec2:CreateTags "$on:volume/*" "$born" ec2:CreateAction=CreateVolume
+  simulate allowed 'the tags of a snapshot from birth' ec2:CreateTags "$shots/*" "$born" \
+    ec2:CreateAction=CreateSnapshot
+  for action in CreateTags DeleteTags; do
+    simulate allowed "$action of our instance" "ec2:$action" "$on:instance/i-1" "$tag" "$keys"
+  done
+}
+
+denied_by_policy() {
   local on="arn:aws:ec2:$region:$account"
-  simulate allowed 'stop an instance of ours' ec2:StopInstances "$on:instance/i-1" "aws:ResourceTag/$ours=check"
   simulate implicitDeny 'stop an instance of another cluster' ec2:StopInstances "$on:instance/i-1" \
     "aws:ResourceTag/$ours=other"
   simulate implicitDeny 'stop an untagged instance' ec2:StopInstances "$on:instance/i-1"
-  simulate allowed 'protect ours from termination' ec2:ModifyInstanceAttribute "$on:instance/i-1" \
-    "aws:ResourceTag/$ours=check" ec2:Attribute=DisableApiTermination
   simulate implicitDeny 'change the user data of ours' ec2:ModifyInstanceAttribute "$on:instance/i-1" \
     "aws:ResourceTag/$ours=check" ec2:Attribute=UserData
   simulate implicitDeny 'delete a volume of another cluster' ec2:DeleteVolume "$on:volume/vol-1" \
@@ -425,11 +520,14 @@ policy() {
 
 # simulate DECISION WHAT ACTION RESOURCE [KEY=VALUE]...
 simulate() {
-  local decision=$1 what=$2 action=$3 resource=$4 entry context=() answer
+  local decision=$1 what=$2 action=$3 resource=$4 entry type context=() answer
   shift 4
   for entry in "$@"; do
-    context+=("ContextKeyName=${entry%%=*},ContextKeyValues=${entry#*=},ContextKeyType=string")
+    type=string
+    [[ $entry != aws:TagKeys=* ]] || type=stringList
+    context+=("ContextKeyName=${entry%%=*},ContextKeyValues=${entry#*=},ContextKeyType=$type")
   done
+  [[ $dry_run == no ]] || printf '  (%s is expected of %s)\n' "$decision" "$action" >&2
   answer=$(call iam simulate-custom-policy --policy-input-list "file://$work/policy.json" --action-names "$action" \
     --resource-arns "$resource" ${context[0]+--context-entries "${context[@]}"} \
     --query 'EvaluationResults[0].EvalDecision') || answer="not checked: $(error_code)"
@@ -477,6 +575,11 @@ step() {
 }
 
 step 'policy' policy || true
+if [[ -n $role_arn ]] && ! step 'take on the role' assume; then
+  # Nothing that follows would say anything about the role.
+  printf '%s\n' "${failed[@]}" >&2
+  exit 1
+fi
 if step 'group' make_group && step 'launch' launch; then
   step 'standby' standby || true
   if step 'leave the group' leave_group; then

@@ -179,6 +179,7 @@ pub(super) async fn change_cloud(held: &Held, name: &str, change: &Change) -> Re
     let cloud = held.fleet.cloud().ok_or(StepError::Away)?;
     match carry::make(held, cloud.as_ref(), change).await {
         Ok(changed) => {
+            held.fleet.made(name, &changed, clock::now());
             held.fleet.touch(name, clock::now());
             Ok(changed)
         }
@@ -355,7 +356,7 @@ async fn settle(
     let note = format!("it is at tier {} now, it was at {}", settled.tier.as_str(), from.as_str());
     match (settled.is_rescue, settled.tier < from) {
         (true, _) => {
-            let note = format!("its instance is gone, its workspace survived: {note}");
+            let note = format!("what held it is gone, its workspace survived: {note}");
             events.warning(environment, "Rescued", "Move", note).await;
         }
         (false, true) => events.normal(environment, "Promoted", "Move", note).await,

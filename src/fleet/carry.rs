@@ -76,7 +76,9 @@ async fn run(held: &Held, cloud: &dyn Cloud, sequence: &Sequence) {
                     tracing::info!(pool = held.name, ?change, "the instance is needed again");
                     return;
                 }
-                make_by(held, cloud, change, deed).await.map(|_| ()).map_err(StepError::Cloud)
+                let made = make_by(held, cloud, change, deed).await;
+                made.map(|made| held.fleet.made(&sequence.subject, &made, clock::now()))
+                    .map_err(StepError::Cloud)
             }
             Step::Mount { instance, slot, volume, device } => {
                 mount(held, instance, *slot, volume, device).await

@@ -306,6 +306,22 @@ pub fn name_of(held: &Held, id: &str) -> String {
     object_name(&held.name, id)
 }
 
+/// How long what was made may stay out of looks. After that it counts as never made.
+const SHOWN_WITHIN: SignedDuration = SignedDuration::from_secs(60);
+
+/// What this holder has made is shown late sometimes. Nothing else is done about the thing it was made for until then: it
+/// would be made again.
+pub fn await_made(memory: &mut Memory, facts: &Facts, now: Timestamp) {
+    memory.made.retain(|_, (id, at)| {
+        let is_shown = facts.volumes.contains_key(id) || facts.snapshots.contains_key(id);
+        !is_shown && now.duration_since(*at) < SHOWN_WITHIN
+    });
+    for subject in memory.made.keys() {
+        let touched = memory.touched.entry(subject.clone()).or_insert(facts.at);
+        *touched = (*touched).max(facts.at);
+    }
+}
+
 /// What an environment's object relies on. Of one that is lost nothing is left to be looked for, until it is given back: then
 /// it is gone only when it was looked for in vain.
 pub fn relied_on_by(environment: &SuspendedEnvironment) -> Ids {
@@ -343,7 +359,7 @@ mod tests {
 
     use super::*;
     use crate::fleet::facts::{Fate, Owner};
-    use crate::provider::{Group, Observation};
+    use crate::provider::{Group, Observation, Volume, VolumeState};
 
     fn lost() -> SuspendedEnvironment {
         let object = json!({
@@ -389,6 +405,42 @@ mod tests {
         assert_eq!(relied_on_by(&environment), Ids::default());
         environment.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
         assert_eq!(fate_after_three_looks(&environment), Fate::Gone);
+    }
+
+    fn free_volume(id: &str) -> Volume {
+        Volume {
+            id: id.to_owned(),
+            state: VolumeState::Available,
+            zone: "a".to_owned(),
+            size_gib: 1,
+            attachment: None,
+            created_at: None,
+            snapshot: None,
+            tags: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn what_was_made_is_awaited_until_it_is_shown_or_for_a_minute() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut memory = Memory::default();
+        for (subject, id) in [("pool-a", "snap-1"), ("i-1 slot 0", "vol-1")] {
+            memory.made.insert(subject.to_owned(), (id.to_owned(), at(10)));
+            memory.touched.insert(subject.to_owned(), at(10));
+        }
+        let mut look = |second, volume: Option<&str>| {
+            let mut facts = Facts::default();
+            facts.at = at(second);
+            facts.volumes.extend(volume.map(|id| (id.to_owned(), free_volume(id))));
+            await_made(&mut memory, &facts, at(second));
+            let is_fresh = |subject| memory.touched.get(subject).is_none_or(|touched| facts.at > *touched);
+            (is_fresh("pool-a"), is_fresh("i-1 slot 0"))
+        };
+        assert_eq!(look(11, None), (false, false));
+        assert_eq!(look(12, None), (false, false), "in the next look neither");
+        assert_eq!(look(13, Some("vol-1")), (false, true));
+        assert_eq!(look(69, None), (false, true), "a look that lags does not bring it back");
+        assert_eq!(look(70, None), (true, true));
     }
 
     #[test]

@@ -168,6 +168,8 @@ pub struct Memory {
     pub told_to_go: BTreeMap<String, Timestamp>,
     /// Things that were changed after the look was begun: what it shows of them is old.
     pub touched: BTreeMap<String, Timestamp>,
+    /// What was made for a thing and no look has shown yet: its id, and when.
+    pub made: BTreeMap<String, (String, Timestamp)>,
     /// The desired capacity of the group as this holder has left it; `None` where that is not known.
     pub desired: Option<u32>,
     /// Zones that had no capacity of late, or where none came, and when.

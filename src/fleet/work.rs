@@ -294,7 +294,11 @@ fn take_in(held: &Held, facts: Arc<Facts>, before: Option<&Facts>) {
         Some(before) => facts.changed_since(before),
         None => facts.changed_since(&Facts::default()),
     };
-    held.fleet.state().facts = Some(Arc::clone(&facts));
+    {
+        let mut state = held.fleet.state();
+        look::await_made(&mut state.memory, &facts, clock::now());
+        state.facts = Some(Arc::clone(&facts));
+    }
     let environments = held.environments();
     let concerned = match before {
         Some(_) => look::concerned(&environments, &changed),

@@ -5,14 +5,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use jiff::{SignedDuration, Timestamp};
 use rand::Rng;
 use serde_json::json;
 
 use super::plan::{self, Blow, Seed, between};
 use super::{can_look_into_hosts, deal, kills_wanted};
-use crate::suspension::{object_of, until_gone};
-use crate::testbed::checker::{Doing, Expectation, Facts, Woken, script};
+use crate::fleet::failures::leap;
+use crate::suspension::until_gone;
+use crate::testbed::checker::{Doing, Expectation, Facts, Swept, Woken, script};
 use crate::testbed::chronicle::Chronicle;
 use crate::testbed::gitlab::{JobSpec, JobView, Options};
 use crate::testbed::stage::{CloudSetting, Setting, Stage};
@@ -151,9 +151,7 @@ impl Workload {
 }
 
 async fn expire(stage: &Stage, key: &str) -> Result<()> {
-    let soon = Timestamp::now() + SignedDuration::from_secs(1);
-    let change = json!({ "spec": { "expiresAt": soon.strftime("%FT%TZ").to_string() } }).to_string();
-    stage.kubectl(&["patch", "senv", &object_of(key)?, "--type=merge", "-p", &change]).await?;
+    stage.expire(key).await?;
     until("it is gone", LIMIT, async || Ok(until_gone(stage, key).await.ok())).await
 }
 
@@ -166,14 +164,7 @@ async fn endure(stage: &Stage, workload: &Workload, blows: Vec<Blow>) -> Result<
     });
     dealt?;
     made?;
-    let mut broken = Vec::new();
-    until("every promise is kept", REST, async || {
-        let facts = Facts::gather_in_cloud(stage, &workload.chronicle, workload.expectations()).await?;
-        broken = facts.broken_promises();
-        Ok(broken.is_empty().then_some(()))
-    })
-    .await
-    .with_context(|| format!("broken promises:\n{}\n{}", broken.join("\n"), stage.operator_log()))?;
+    at_rest(stage, workload, Swept::NotYet).await?;
     // The last of them may still be on its way out.
     let mut left = Vec::new();
     until("no environment is left", REST, async || {
@@ -182,6 +173,30 @@ async fn endure(stage: &Stage, workload: &Workload, blows: Vec<Blow>) -> Result<
     })
     .await
     .with_context(|| format!("nothing sleeps any more, and yet there is {left:#?}\n{}", stage.operator_log()))
+}
+
+/// Waits until no promise is broken.
+async fn at_rest(stage: &Stage, workload: &Workload, swept: Swept) -> Result<()> {
+    let mut broken = Vec::new();
+    until("every promise is kept", REST, async || {
+        let mut facts = Facts::gather_in_cloud(stage, &workload.chronicle, workload.expectations()).await?;
+        if let Some(cloud) = &mut facts.cloud {
+            cloud.swept = swept;
+        }
+        broken = facts.broken_promises();
+        Ok(broken.is_empty().then_some(()))
+    })
+    .await
+    .with_context(|| format!("broken promises:\n{}\n{}", broken.join("\n"), stage.operator_log()))
+}
+
+/// Lets the time of the sweep pass, and fails with what it leaves: nothing may be marked, young or nobody's then.
+async fn sweep(stage: &Stage, workload: &Workload) -> Result<()> {
+    // What was made a moment ago is old enough to be marked, and then for long enough marked to go.
+    leap(stage, 5 * 60).await?;
+    at_rest(stage, workload, Swept::Marked).await.context("what nobody owns is marked")?;
+    leap(stage, 25 * 60).await?;
+    at_rest(stage, workload, Swept::Whole).await.context("what was marked goes")
 }
 
 async fn storm(name: &str, kills: usize) -> Result<()> {
@@ -199,7 +214,8 @@ async fn storm(name: &str, kills: usize) -> Result<()> {
     };
     let endured = endure(&stage, &workload, plan::in_a_cloud(seed, kills)).await;
     endured.with_context(|| seed.to_string())?;
-    // What was marked to go goes, and everything else too.
+    sweep(&stage, &workload).await.with_context(|| seed.to_string())?;
+    // And then everything else.
     crate::crash_points::cloud::give_everything_back(stage).await.with_context(|| seed.to_string())
 }
 

@@ -16,6 +16,7 @@ use crate::testbed::wait::until;
 use crate::traces::{self, told};
 
 pub mod accidents;
+pub mod expiry;
 pub mod members;
 pub mod tiers;
 

@@ -144,7 +144,7 @@ async fn guarded(name: &str, setting: Setting, without: &[&str]) -> Result<(Stag
     Ok((stage, user))
 }
 
-async fn check_iam(stage: &Stage) -> Result<()> {
+pub async fn check_iam(stage: &Stage) -> Result<()> {
     stage.cloud()?.cloud.config(json!({ "iam": true })).await
 }
 
@@ -167,7 +167,7 @@ async fn become_user(stage: &Stage, name: &str, without: &[&str]) -> Result<User
 }
 
 /// The documented policy without some of its actions, for every resource.
-fn policy(without: &[&str]) -> Result<Value> {
+pub fn policy(without: &[&str]) -> Result<Value> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/config/aws/iam-policy.json");
     let mut policy: Value = serde_json::from_str(&std::fs::read_to_string(path)?)?;
     for statement in policy["Statement"].as_array_mut().context("no statements")? {

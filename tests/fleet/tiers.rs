@@ -1,13 +1,16 @@
 //! Environments move to cheaper tiers and come back as they were.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::suspension::{environment, job, key_of, object_of, put_to_sleep, until_gone};
 use crate::testbed::gitlab::{JobSpec, JobState};
-use crate::testbed::stage::{CloudSetting, SOON, Setting, Stage};
+use crate::testbed::stage::{CloudSetting, SOON, Setting, Stage, row};
 use crate::testbed::wait::until;
-use crate::traces::{self, told};
+use crate::traces::{self, text, told};
 
 /// A job that leaves a marker, a repository and a process behind.
 pub fn leaves_marks(name: &str) -> JobSpec {
@@ -60,6 +63,44 @@ pub async fn resume_and_see(stage: &Stage, key: &str, processes: &str) -> Result
     Ok(())
 }
 
+/// Fails unless `kubectl get senv` shows where it is kept.
+async fn shown(stage: &Stage, key: &str, tier: &str, instance: &str, storage: &str) -> Result<()> {
+    let screen = stage.kubectl(&["get", "senv", &object_of(key)?]).await?;
+    let row: BTreeMap<String, String> = row(&screen)?.into_iter().collect();
+    for (column, wanted) in
+        [("TIER", tier), ("PHASE", "Suspended"), ("INSTANCE", instance), ("STORAGE", storage)]
+    {
+        ensure!(
+            row.get(column).is_some_and(|value| value == wanted),
+            "{column} is not {wanted:?}:\n{screen}"
+        );
+    }
+    let expires: Timestamp = row.get("EXPIRES").context("no expiry")?.parse().context(screen)?;
+    let kept = environment(stage, key).await?;
+    ensure!(
+        kept["spec"]["expiresAt"] == expires.to_string() && expires > Timestamp::now(),
+        "{expires} {kept:#}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_environment_that_stays_hot_wakes_at_once_with_its_processes() -> Result<()> {
+    let stage = Stage::start("hot", Setting::cloud(json!({}))).await?;
+    let cloud = stage.cloud()?;
+    let (_, key) = put_to_sleep(&stage, leaves_marks("first")).await?;
+    let instance = text(&environment(&stage, &key).await?["status"]["instance"]);
+    shown(&stage, &key, "Hot", &instance, "").await?;
+    resume_and_see(&stage, &key, "processes 1").await?;
+    until_gone(&stage, &key).await?;
+    // It was the same instance all along, and the only one.
+    ensure!(cloud.until_members(1).await? == [instance], "{:?}", cloud.members().await?);
+    let calls = cloud.cloud.calls(0).await?;
+    let launched = calls.iter().filter(|call| call.action == "launched").count();
+    ensure!(launched == 1, "{launched} instances were launched");
+    traces::end(stage).await
+}
+
 #[tokio::test]
 async fn a_stopped_environment_leaves_its_group_first_and_comes_back_on_its_disk() -> Result<()> {
     let stage = Stage::start("stopped", Setting::cloud(json!({}))).await?;
@@ -71,6 +112,7 @@ async fn a_stopped_environment_leaves_its_group_first_and_comes_back_on_its_disk
     let stopped = until_tier(&stage, &key, "Stopped").await?;
     ensure!(stopped["status"]["instance"] == instance.as_str(), "{stopped:#}");
     ensure!(cloud.members().await?.is_empty(), "it is still a member");
+    shown(&stage, &key, "Stopped", &instance, "").await?;
     stopped_after_detach(&stage, &instance).await?;
     resume_and_see(&stage, &key, "processes 0").await?;
     until_gone(&stage, &key).await?;
@@ -78,17 +120,19 @@ async fn a_stopped_environment_leaves_its_group_first_and_comes_back_on_its_disk
     traces::end(stage).await
 }
 
-/// No stop of a member: proved from the call log.
+/// Marked, taken out of its group, protected, and only then stopped: proved from the call log.
 async fn stopped_after_detach(stage: &Stage, instance: &str) -> Result<()> {
-    let calls = stage.cloud()?.cloud.calls(0).await?;
-    let position = |action: &str| {
-        calls.iter().position(|call| {
-            let is_it = call.names("InstanceId", instance) || call.names("InstanceIds", instance);
-            call.action == action && is_it
-        })
-    };
-    let (detached, stopped) = (position("DetachInstances"), position("StopInstances"));
-    ensure!(detached.is_some() && detached < stopped, "{calls:#?}");
+    let cloud = stage.cloud()?;
+    let stop: (&str, &[&str]) = ("StopInstances", &[instance]);
+    cloud
+        .called_in_order(&[
+            ("CreateTags", &[instance, "dormouse.dev/slot-0"]),
+            ("DetachInstances", &[instance]),
+            stop,
+        ])
+        .await?;
+    cloud.called_in_order(&[("ModifyInstanceAttribute", &[instance, "DisableApiTermination"]), stop]).await?;
+    let calls = cloud.cloud.calls(0).await?;
     ensure!(calls.iter().all(|call| call.action != "replaced"), "the group replaced a member: {calls:#?}");
     Ok(())
 }
@@ -119,7 +163,8 @@ async fn a_stopped_environment_on_a_volume_of_its_own_finds_it_mounted_again() -
     let (_, key) = put_to_sleep(&stage, leaves_marks("first")).await?;
     ask(&stage, &key, "Stopped").await?;
     let stopped = until_tier(&stage, &key, "Stopped").await?;
-    ensure!(stopped["status"]["volume"]["id"].is_string(), "{stopped:#}");
+    let (instance, volume) = (text(&stopped["status"]["instance"]), text(&stopped["status"]["volume"]["id"]));
+    shown(&stage, &key, "Stopped", &instance, &format!("{volume} 1Gi")).await?;
     resume_and_see(&stage, &key, "processes 0").await?;
     until_gone(&stage, &key).await?;
     traces::end(stage).await
@@ -136,11 +181,18 @@ async fn a_detached_environment_gives_its_instance_back_and_goes_on_elsewhere() 
     let detached = until_tier(&stage, &key, "Detached").await?;
     let volume = detached["status"]["volume"]["id"].as_str().context("no volume")?.to_owned();
     ensure!(detached["status"]["instance"].is_null() && detached["status"]["processes"] == 0, "{detached:#}");
-    ensure!(detached["status"]["storage"] == format!("{volume} 1Gi"), "{detached:#}");
+    shown(&stage, &key, "Detached", "", &format!("{volume} 1Gi")).await?;
     let used = &detached["status"]["usage"];
     ensure!(used["until"].is_string() && used["dollars"].as_str() > Some("0.000000"), "{detached:#}");
     // Nothing needs the instance any more.
-    cloud.machines.gone(instance.as_str().context("no instance")?).await?;
+    let instance = instance.as_str().context("no instance")?;
+    cloud.machines.gone(instance).await?;
+    cloud
+        .called_in_order(&[
+            ("DetachVolume", &[&volume]),
+            ("TerminateInstanceInAutoScalingGroup", &[instance]),
+        ])
+        .await?;
     resume_and_see(&stage, &key, "processes 0").await?;
     until_gone(&stage, &key).await?;
     traces::end(stage).await
@@ -157,12 +209,23 @@ async fn a_snapshotted_environment_keeps_no_volume_and_comes_back_from_its_snaps
     let kept = until_tier(&stage, &key, "Snapshotted").await?;
     let snapshot = kept["status"]["snapshot"]["id"].as_str().context("no snapshot")?.to_owned();
     let name = object_of(&key)?;
-    let kept = stage
+    stage
         .until_object("suspendedenvironment", &name, "its volume is gone", |senv| {
             senv["status"]["volume"].is_null()
         })
         .await?;
-    ensure!(kept["status"]["storage"] == format!("{snapshot} 1Gi"), "{kept:#}");
+    shown(&stage, &key, "Snapshotted", "", &format!("{snapshot} 1Gi")).await?;
+    // Its volume was there until the snapshot held everything.
+    let shots = stage.cloud()?.cloud.state().await?.snapshots;
+    let volume = shots.into_iter().find(|known| known.id == snapshot).context("no snapshot")?.volume;
+    stage
+        .cloud()?
+        .called_in_order(&[
+            ("CreateSnapshot", &[&volume]),
+            ("snapshot-completed", &[&snapshot]),
+            ("DeleteVolume", &[&volume]),
+        ])
+        .await?;
     // Long enough awake to be looked at: it sleeps again, and is demoted again under the same key.
     let again = looks_for_marks("again", &key).suspend_on_success();
     let again = stage.run(again).await?;
@@ -181,6 +244,36 @@ async fn a_snapshotted_environment_keeps_no_volume_and_comes_back_from_its_snaps
         let state = stage.cloud()?.cloud.state().await?;
         let is_left = state.snapshots.iter().any(|known| [&snapshot, &last].contains(&&known.id));
         Ok((!is_left).then_some(()))
+    })
+    .await?;
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_cloud_that_shows_every_change_late_costs_an_environment_nothing() -> Result<()> {
+    let late = CloudSetting { config: json!({ "eventual_seconds": 3 }), zones: 1, ..CloudSetting::default() };
+    let stage = Stage::start("late", with_volumes(json!({})).in_cloud(late)).await?;
+    let (_, key) = put_to_sleep(&stage, leaves_marks("first")).await?;
+    for (number, tier) in ["Stopped", "Detached", "Snapshotted"].into_iter().enumerate() {
+        ask(&stage, &key, tier).await?;
+        until_tier(&stage, &key, tier).await?;
+        let again = looks_for_marks(&format!("from-{tier}"), &key).suspend_on_success();
+        let again = stage.run(again).await?;
+        ensure!(again.state == JobState::Success && again.log_contains("kept"), "{}", told(&again));
+        ensure!(key_of(&again)? == key, "{tier}: another key");
+        let asleep = stage.asleep(&key).await?;
+        ensure!(asleep["status"]["revision"] == number + 1, "{asleep:#}");
+        stage.lease_over(again.id).await?;
+    }
+    let late = stage.cloud()?.cloud.calls(0).await?;
+    for (action, count) in [("CreateSnapshot", 1), ("StopInstances", 1), ("DetachInstances", 1)] {
+        let made = late.iter().filter(|call| call.did(action, &[])).count();
+        ensure!(made == count, "{action} was called {made} times: what is not shown yet was done again");
+    }
+    stage.kubectl(&["delete", "senv", &object_of(&key)?, "--wait=false"]).await?;
+    until_gone(&stage, &key).await?;
+    until("no snapshot is left", SOON, async || {
+        Ok(super::failures::snapshots(&stage).await?.is_empty().then_some(()))
     })
     .await?;
     traces::end(stage).await

@@ -4,32 +4,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use crate::testbed::gitlab::{JobSpec, JobState};
-use crate::testbed::stage::{POOL, SOON, Setting, Stage};
+use crate::testbed::stage::{POOL, SOON, Setting, Stage, row};
 use crate::testbed::wait::until;
-
-/// The header and the first row of a screen, by column.
-fn row(screen: &str) -> Result<Vec<(String, String)>> {
-    let mut lines = screen.lines();
-    let header = lines.next().context("an empty screen")?;
-    let values = lines.next().with_context(|| format!("no row: {screen}"))?;
-    let starts: Vec<usize> = header
-        .char_indices()
-        .filter(|(at, c)| {
-            *c != ' '
-                && (*at == 0 || header.get(at.saturating_sub(1)..*at).is_some_and(|before| before == " "))
-        })
-        .map(|(at, _)| at)
-        .collect();
-    let cell = |line: &str, from: usize, to: Option<&usize>| {
-        let to = to.copied().unwrap_or(line.len()).min(line.len());
-        line.get(from..to).unwrap_or_default().trim().to_owned()
-    };
-    Ok(starts
-        .iter()
-        .enumerate()
-        .map(|(n, from)| (cell(header, *from, starts.get(n + 1)), cell(values, *from, starts.get(n + 1))))
-        .collect())
-}
 
 /// Fails unless the columns are these, with these values where one is given.
 fn expect(screen: &str, columns: &[(&str, Option<&str>)]) -> Result<()> {

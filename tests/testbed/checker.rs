@@ -19,7 +19,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-pub use cloud::CloudFacts;
+pub use cloud::{CloudFacts, Swept};
 pub use journal::{Doing, Entry, Verb, script};
 
 /// What whoever queued a job wants of it.
@@ -78,6 +78,8 @@ pub struct ClusterFacts {
     pub replicas: usize,
     /// Names of the Leases, of one pool and the replicas.
     pub claims: Vec<String>,
+    /// Events that say of an environment that what kept it is gone: whose, the reason, and the note.
+    pub accidents: Vec<(String, String, String)>,
 }
 
 /// Everything that can be known from outside, at rest: no job is queued or runs.

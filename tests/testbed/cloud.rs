@@ -25,7 +25,7 @@ use aws_credential_types::Credentials;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-pub use self::act::{Act, Reclaim, User};
+pub use self::act::{Act, Reclaim, Session, User};
 pub use self::fault::Fault;
 pub use self::group::{Group, Hook, Warm, Way};
 pub use self::network::{Network, Subnet};
@@ -152,6 +152,11 @@ impl Cloud {
     /// Makes a user of IAM with a policy; IAM checks nothing until `config(json!({"iam": true}))`.
     pub async fn user(&self, name: &str, policy: Value) -> Result<User> {
         Ok(serde_json::from_value(self.act(Act::AddUser { name: name.to_owned(), policy }).await?)?)
+    }
+
+    /// Makes a role of IAM with a policy, and gives the keys of a session of it.
+    pub async fn role(&self, name: &str, policy: Value) -> Result<Session> {
+        Ok(serde_json::from_value(self.act(Act::AddRole { name: name.to_owned(), policy }).await?)?)
     }
 
     /// Spoils calls to come.

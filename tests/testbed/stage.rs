@@ -25,7 +25,7 @@ use super::wait::until;
 pub mod cloud;
 mod look;
 pub use cloud::{CloudSetting, CloudStage};
-pub use look::{host, message};
+pub use look::{host, message, row};
 
 /// Time for anything that should happen soon on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);

@@ -172,4 +172,6 @@ DEEDS = {
     "restore": _restore,
     "pass-time": _pass_time,
     "add-user": users.add,
+    "add-role": users.add_role,
+    "remove-key": users.remove_key,
 }

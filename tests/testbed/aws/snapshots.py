@@ -40,7 +40,20 @@ def find(region: str, snapshot_id: str) -> Shot:
 
 
 def visible(region: str) -> list[Shot]:
-    return [shot(snapshot) for snapshot in backends.ec2(region).snapshots.values()]
+    all_of_them = [shot(snapshot) for snapshot in backends.ec2(region).snapshots.values()]
+    return [record for record in all_of_them if not is_unseen(record)]
+
+
+def is_unseen(record: Shot) -> bool:
+    """Too fresh: what describes snapshots is behind what begins them."""
+    return WORLD.clock.now() < record.begun + WORLD.settings.eventual_seconds
+
+
+def _seen(region: str, snapshot_id: str) -> Shot:
+    record = find(region, snapshot_id)
+    if is_unseen(record):
+        raise CloudError("InvalidSnapshot.NotFound", f"The snapshot '{snapshot_id}' does not exist.")
+    return record
 
 
 def progress(record: Shot) -> str:
@@ -56,6 +69,7 @@ def complete(record: Shot) -> None:
     if record.pending and not record.hangs:
         record.pending = False
         record.snapshot.status = "completed"
+        WORLD.happened("snapshot-completed", snapshot=record.snapshot.id)
 
 
 def view(region: str, record: Shot) -> dict[str, Any]:
@@ -144,7 +158,7 @@ class Snapshots:
 
     def describe_snapshots(self: Any) -> ActionResult:
         ids = self._get_param("SnapshotIds", [])
-        found = [find(self.region, item) for item in ids] if ids else visible(self.region)
+        found = [_seen(self.region, item) for item in ids] if ids else visible(self.region)
         found = filtered(
             found,
             self._get_param("Filters", []),

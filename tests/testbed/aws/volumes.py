@@ -36,8 +36,22 @@ def find(region: str, volume_id: str) -> Disk:
 
 def visible(region: str) -> list[Disk]:
     return [
-        WORLD.disks.setdefault(volume.id, Disk(volume)) for volume in backends.ec2(region).volumes.values()
+        disk
+        for volume in backends.ec2(region).volumes.values()
+        if not is_unseen(disk := WORLD.disks.setdefault(volume.id, Disk(volume)))
     ]
+
+
+def is_unseen(disk: Disk) -> bool:
+    """Too fresh: what describes volumes is behind what makes them."""
+    return disk.born is not None and WORLD.clock.now() < disk.born + WORLD.settings.eventual_seconds
+
+
+def _seen(region: str, volume_id: str) -> Disk:
+    disk = find(region, volume_id)
+    if is_unseen(disk):
+        raise CloudError("InvalidVolume.NotFound", f"The volume '{volume_id}' does not exist.")
+    return disk
 
 
 def state(disk: Disk) -> str:
@@ -112,7 +126,7 @@ class Volumes:
 
     def describe_volumes(self: Any) -> ActionResult:
         ids = self._get_param("VolumeIds", [])
-        found = [find(self.region, item) for item in ids] if ids else visible(self.region)
+        found = [_seen(self.region, item) for item in ids] if ids else visible(self.region)
         found = filtered(
             found,
             self._get_param("Filters", []),
@@ -227,7 +241,7 @@ def _create(self: Any, request: dict[str, Any]) -> Disk:
         throughput=request.get("Throughput"),
     )
     volume.add_tags(tags.get("volume", {}))
-    disk = WORLD.disks[volume.id] = Disk(volume, creating=True)
+    disk = WORLD.disks[volume.id] = Disk(volume, creating=True, born=WORLD.clock.now())
     _after(WORLD.settings.creating_seconds, disk, lambda: created(disk))
     return disk
 

@@ -116,6 +116,7 @@ class Disk:
     deleted: bool = False
     alarm: Alarm | None = None
     shot_at: float | None = None
+    born: float | None = None
 
 
 @dataclass

@@ -28,6 +28,20 @@ pub struct CloudFacts {
     pub ends: Vec<(u64, String, String)>,
     /// Members that their group has put another in the place of.
     pub replaced: usize,
+    /// How far the sweep of what nobody owns has come by now.
+    pub swept: Swept,
+}
+
+/// How far the sweep has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Swept {
+    /// What is young cannot be marked yet, and what is marked may still be there.
+    #[default]
+    NotYet,
+    /// All that nobody owns is marked.
+    Marked,
+    /// All that was marked is gone.
+    Whole,
 }
 
 /// Something that keeps data.
@@ -81,7 +95,15 @@ impl CloudFacts {
                 ends.push((at, id, call.action.clone()));
             }
         }
-        Ok(Self { instances, volumes: volumes.collect(), snapshots: snapshots.collect(), ends, replaced })
+        let swept = Swept::NotYet;
+        Ok(Self {
+            instances,
+            volumes: volumes.collect(),
+            snapshots: snapshots.collect(),
+            ends,
+            replaced,
+            swept,
+        })
     }
 }
 
@@ -111,21 +133,36 @@ pub fn broken(facts: &Facts, cloud: &CloudFacts) -> Vec<String> {
     }
     let is_known =
         |id: &String| environments.iter().any(|known| known["spec"]["environmentId"] == id.as_str());
-    let is_marked = |kept: &Kept| kept.tags.contains_key(ORPHANED_AT);
+    let is_excused = |kept: &Kept| {
+        let is_marked = kept.tags.contains_key(ORPHANED_AT);
+        match cloud.swept {
+            Swept::NotYet => is_marked || kept.is_young,
+            Swept::Marked => is_marked,
+            Swept::Whole => false,
+        }
+    };
     for (id, volume) in &cloud.volumes {
         let slot_of = volume.on.as_ref().or(volume.tags.get(SLOT_OF));
         let in_slot = slot_of.is_some_and(|instance| cloud.instances.contains_key(instance));
         let is_strangers = volume.tags.get(ENVIRONMENT).is_some_and(|environment| !is_known(environment));
         let is_owned = volumes.contains(id.as_str()) || in_slot && !is_strangers;
-        if !is_owned && !is_marked(volume) && !volume.is_young {
+        if !is_owned && !is_excused(volume) {
             broken.push(format!("volume {id} is an orphan: {volume:?}"));
         }
     }
     for (id, snapshot) in &cloud.snapshots {
-        if !snapshots.contains(id.as_str()) && !is_marked(snapshot) {
+        if !snapshots.contains(id.as_str()) && !is_excused(snapshot) {
             broken.push(format!("snapshot {id} is an orphan: {snapshot:?}"));
         }
     }
+    if cloud.swept == Swept::Whole {
+        let kept = cloud.volumes.iter().chain(&cloud.snapshots);
+        let marked = kept.filter(|(_, kept)| kept.tags.contains_key(ORPHANED_AT));
+        broken.extend(marked.map(|(id, kept)| format!("{id} is marked as an orphan still: {kept:?}")));
+    }
+    // No storm here takes an instance, a volume or a snapshot away: whatever is, we have taken from under a sleeper.
+    let accidents = facts.cluster.accidents.iter();
+    broken.extend(accidents.map(|(name, reason, note)| format!("environment {name} was {reason}: {note}")));
     broken.extend(environments.iter().filter_map(|known| lost(cloud, known)));
     broken.extend(doubled(cloud, environments));
     broken.extend(ended(facts, cloud));
@@ -246,11 +283,39 @@ mod tests {
     }
 
     #[test]
-    fn what_is_marked_to_go_is_not_told_of() {
+    fn what_is_marked_to_go_is_told_of_once_it_should_be_gone() {
         let (facts, mut cloud) = world();
         cloud.volumes.insert("vol-2".to_owned(), kept(&[(ORPHANED_AT, "then")], None));
         cloud.snapshots.insert("snap-1".to_owned(), kept(&[(ORPHANED_AT, "then")], None));
-        assert_eq!(broken(&facts, &cloud), Vec::<String>::new());
+        for (swept, count) in [(Swept::NotYet, 0), (Swept::Marked, 0), (Swept::Whole, 4)] {
+            cloud.swept = swept;
+            assert_eq!(broken(&facts, &cloud).len(), count, "{:#?}", broken(&facts, &cloud));
+        }
+        // What is somebody's and carries the mark still would go with the next sweep.
+        says("vol-e is marked as an orphan still", |_, cloud| {
+            cloud.swept = Swept::Whole;
+            cloud.volumes.get_mut("vol-e").unwrap().tags.insert(ORPHANED_AT.to_owned(), "then".to_owned());
+        });
+    }
+
+    #[test]
+    fn what_is_young_is_told_of_once_it_can_be_marked() {
+        let (facts, mut cloud) = world();
+        cloud.volumes.insert("vol-2".to_owned(), Kept { is_young: true, ..Kept::default() });
+        for (swept, count) in [(Swept::NotYet, 0), (Swept::Marked, 1), (Swept::Whole, 1)] {
+            cloud.swept = swept;
+            assert_eq!(broken(&facts, &cloud).len(), count, "{:#?}", broken(&facts, &cloud));
+        }
+    }
+
+    #[test]
+    fn what_was_taken_from_under_a_sleeper_is_told_of() {
+        for reason in ["Rescued", "Lost"] {
+            says(&format!("environment pool-f was {reason}: its instance is gone"), |facts, _| {
+                let event = ["pool-f", reason, "its instance is gone"].map(str::to_owned);
+                facts.cluster.accidents.push(event.into());
+            });
+        }
     }
 
     #[test]

@@ -69,8 +69,18 @@ impl ClusterFacts {
             payloads: names(&["get", "secrets", payloads, "-o", "name"]).await?,
             replicas: stage.replicas().filter(|replica| replica.pid().is_some()).count(),
             claims: names(&["get", "leases.coordination.k8s.io", "-o", "name"]).await?,
+            accidents: accidents(stage).await?,
         })
     }
+}
+
+async fn accidents(stage: &Stage) -> Result<Vec<(String, String, String)>> {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let events = stage.list("events.v1.events.k8s.io").await?.into_iter();
+    let told = events.filter(|event| ["Rescued", "Lost"].map(Into::into).contains(&event["reason"]));
+    Ok(told
+        .map(|event| (text(&event["regarding"]["name"]), text(&event["reason"]), text(&event["note"])))
+        .collect())
 }
 
 impl HostFacts {

@@ -96,6 +96,20 @@ pub enum Act {
         /// Its one policy.
         policy: Value,
     },
+    /// A role of IAM, and a session of it.
+    AddRole {
+        /// Its name.
+        name: String,
+        /// Its one policy.
+        policy: Value,
+    },
+    /// A user's key is good no more.
+    RemoveKey {
+        /// Whose it was.
+        user: String,
+        /// Its id.
+        access_key_id: String,
+    },
 }
 
 /// How spot takes an instance.
@@ -116,6 +130,19 @@ pub struct User {
     pub access_key_id: String,
     /// Its secret.
     pub secret_access_key: String,
+}
+
+/// A session of a role, as a pod is given it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Session {
+    /// Of the role.
+    pub role_arn: String,
+    /// The id of its key.
+    pub access_key_id: String,
+    /// The key's secret.
+    pub secret_access_key: String,
+    /// What goes with them.
+    pub session_token: String,
 }
 
 impl Act {
@@ -151,6 +178,10 @@ impl Act {
             Self::Restore => json!({"do": "restore"}),
             Self::PassTime { seconds } => json!({"do": "pass-time", "seconds": seconds}),
             Self::AddUser { name, policy } => json!({"do": "add-user", "name": name, "policy": policy}),
+            Self::AddRole { name, policy } => json!({"do": "add-role", "name": name, "policy": policy}),
+            Self::RemoveKey { user, access_key_id } => {
+                json!({"do": "remove-key", "user": user, "access_key_id": access_key_id})
+            }
         }
     }
 }

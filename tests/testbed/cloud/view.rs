@@ -146,6 +146,13 @@ pub struct Call {
 }
 
 impl Call {
+    /// Whether it is this action, was carried out, and has all these words in its parameters.
+    pub fn did(&self, action: &str, words: &[&str]) -> bool {
+        let params = || Value::Object(self.params.clone()).to_string();
+        let is_it = self.action == action && self.answer == "ok";
+        is_it && words.iter().all(|word| params().contains(word))
+    }
+
     /// Whether a parameter is, or its list holds, `value`.
     pub fn names(&self, parameter: &str, value: &str) -> bool {
         match self.params.get(parameter) {

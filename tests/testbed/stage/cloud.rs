@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::super::cloud::{Cloud, Group, Network, Template};
@@ -117,6 +118,24 @@ impl CloudStage {
         .await
     }
 
+    /// Fails unless these calls were carried out, and the first of each kind in this order: an action, and words among its
+    /// parameters.
+    pub async fn called_in_order(&self, wanted: &[(&str, &[&str])]) -> Result<()> {
+        let calls = self.cloud.calls(0).await?;
+        let mut last = None;
+        for (action, words) in wanted {
+            let place = calls.iter().position(|call| call.did(action, words));
+            let changes: Vec<_> = calls.iter().filter(|call| !call.action.starts_with("Describe")).collect();
+            ensure!(place.is_some(), "{action} of {words:?} was not carried out: {changes:#?}");
+            ensure!(
+                place > last,
+                "{action} of {words:?} came too early, {wanted:?} was wanted: {changes:#?}"
+            );
+            last = place;
+        }
+        Ok(())
+    }
+
     /// The machine of an instance.
     pub fn machine(&self, id: &str) -> Result<Arc<Host>> {
         self.machines.machine(id)
@@ -136,6 +155,14 @@ impl Stage {
 
     async fn wish_tier(&self, key: &str, wish: &Value) -> Result<()> {
         let change = json!({ "spec": { "desiredTier": wish } }).to_string();
+        self.kubectl(&["patch", "senv", &object_of(key)?, "--type=merge", "-p", &change]).await?;
+        Ok(())
+    }
+
+    /// Lets an environment's time be over in a second or two.
+    pub async fn expire(&self, key: &str) -> Result<()> {
+        let soon = Timestamp::now() + SignedDuration::from_secs(2);
+        let change = json!({ "spec": { "expiresAt": soon.strftime("%FT%TZ").to_string() } }).to_string();
         self.kubectl(&["patch", "senv", &object_of(key)?, "--type=merge", "-p", &change]).await?;
         Ok(())
     }

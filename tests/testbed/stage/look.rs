@@ -26,6 +26,13 @@ impl Stage {
         Ok(message(&pool, type_))
     }
 
+    /// What kubectl prints of an object in a column.
+    pub async fn column(&self, kind: &str, name: &str, column: &str) -> Result<String> {
+        let screen = self.kubectl(&["get", kind, name]).await?;
+        let found = row(&screen)?.into_iter().find(|(known, _)| known == column);
+        found.map(|(_, value)| value).with_context(|| format!("no column {column}: {screen}"))
+    }
+
     /// Waits until a host of the pool is in a state; answers its message.
     pub async fn until_host(&self, name: &str, state: &str) -> Result<String> {
         let pool = self
@@ -116,4 +123,28 @@ pub fn message(object: &Value, type_: &str) -> String {
 pub fn host(pool: &Value, name: &str) -> Value {
     let hosts = pool["status"]["hosts"].as_array().cloned().unwrap_or_default();
     hosts.into_iter().find(|host| host["name"] == name).unwrap_or_default()
+}
+
+/// The first row of what kubectl prints, each value with the name of its column.
+pub fn row(screen: &str) -> Result<Vec<(String, String)>> {
+    let mut lines = screen.lines();
+    let header = lines.next().context("an empty screen")?;
+    let values = lines.next().with_context(|| format!("no row: {screen}"))?;
+    let starts: Vec<usize> = header
+        .char_indices()
+        .filter(|(at, c)| {
+            *c != ' '
+                && (*at == 0 || header.get(at.saturating_sub(1)..*at).is_some_and(|before| before == " "))
+        })
+        .map(|(at, _)| at)
+        .collect();
+    let cell = |line: &str, from: usize, to: Option<&usize>| {
+        let to = to.copied().unwrap_or(line.len()).min(line.len());
+        line.get(from..to).unwrap_or_default().trim().to_owned()
+    };
+    Ok(starts
+        .iter()
+        .enumerate()
+        .map(|(n, from)| (cell(header, *from, starts.get(n + 1)), cell(values, *from, starts.get(n + 1))))
+        .collect())
 }
