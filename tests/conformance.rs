@@ -22,7 +22,7 @@ use case::Case;
 
 /// Cases that there are at least, of an area and of all.
 const LEAST_OF_AN_AREA: usize = 5;
-const LEAST_OF_ALL: usize = 150;
+const LEAST_OF_ALL: usize = 300;
 
 /// A test for each area, and the list of them.
 macro_rules! areas {
