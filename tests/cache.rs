@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::testbed::bucket::{ACCESS_KEY, Bucket, SECRET_KEY};
-use crate::testbed::gitlab::{JobSpec, JobState};
+use crate::testbed::gitlab::{JobSpec, JobState, JobView};
 use crate::testbed::scratch::Scratch;
 use crate::testbed::stage::{POOL, Setting, Stage};
 use crate::traces::{self, told};
@@ -143,6 +143,30 @@ async fn what_is_wrong_with_the_bucket_is_told_before_a_job_needs_it_and_fails_n
     keys(stage, ACCESS_KEY, "another", &[]).await?;
     let refused = told_as(&scene, "CredentialsRefused", json!({})).await?;
     ensure!(refused.contains("SignatureDoesNotMatch") && !refused.contains("another"), "{refused}");
+    traces::end(scene.stage).await
+}
+
+#[tokio::test]
+async fn a_bucket_that_refuses_a_job_or_is_away_fails_none() -> Result<()> {
+    let scene = Scene::start("cache-refuses", json!({})).await?;
+    let stage = &scene.stage;
+    stage.until_condition("runnerpool", POOL, "CacheReady").await?;
+    let runs = async |name: &str| -> Result<JobView> {
+        let done = stage.run(job(name, json!({}), &["mkdir -p deps; echo left > deps/x; echo ran."])).await?;
+        ensure!(done.state == JobState::Success && done.log_contains("\nran.\n"), "{}", told(&done));
+        for warning in ["WARNING: Failed to extract cache k: ", "WARNING: Failed to create cache k: "] {
+            ensure!(done.log_contains(warning), "{warning:?} is not in {}", told(&done));
+        }
+        ensure!(!done.log_contains("Created cache"), "{}", told(&done));
+        Ok(done)
+    };
+    // The keys were taken back after the pool had been found good.
+    scene.bucket.lab(json!({ "revoked": [ACCESS_KEY] })).await?;
+    let refused = runs("refused").await?;
+    ensure!(refused.log_contains("the bucket answers 403 InvalidAccessKeyId"), "{}", told(&refused));
+    scene.bucket.stop().await?;
+    let away = runs("away").await?;
+    ensure!(away.log_contains("the connection to 127.0.0.1 failed"), "{}", told(&away));
     traces::end(scene.stage).await
 }
 

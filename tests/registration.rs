@@ -1,5 +1,7 @@
 //! Pools that make their runner themselves: it is made once, kept, changed, given new tokens, and removed as asked.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
@@ -9,6 +11,9 @@ use crate::testbed::stage::{POOL, Setting, Stage};
 mod life;
 mod removal;
 mod rotation;
+
+/// Longer than the minute after which a pool reads Secrets, and looks at its runner, by itself.
+pub const BY_ITSELF: Duration = Duration::from_secs(150);
 
 /// The Secret with the runner's token.
 pub const SECRET: &str = "pool-gitlab-runner";

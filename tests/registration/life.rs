@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::{SECRET, give_access, made, registration, start, tells_no_secret, the_runner};
+use super::{BY_ITSELF, SECRET, give_access, made, registration, start, tells_no_secret, the_runner};
 use crate::testbed::gitlab::{Action, Fault, JobSpec, JobState, Scope, Target};
 use crate::testbed::stage::{POOL, SOON, Setting, Stage, condition};
 use crate::testbed::wait::until;
@@ -86,6 +86,28 @@ async fn a_change_of_the_spec_is_applied_where_the_access_token_is_there_and_wai
     stage.until_finding("Registered", "True", "Registered").await?;
     let runner = the_runner(&stage)?;
     ensure!(runner.tags == ["bsd"] && runner.id == id, "{runner:?}");
+    stage.end().await
+}
+
+#[tokio::test]
+async fn tags_that_a_person_changes_at_gitlab_are_shown_and_left_as_they_are() -> Result<()> {
+    let stage = start("retagged", Setting::pool(registration(&json!({}))), Scope::ManageRunner).await?;
+    let runner = the_runner(&stage)?;
+    stage
+        .until_object("runnerpool", POOL, "its tags are shown", |pool| {
+            pool["status"]["runner"]["tags"] == json!(["dormouse", "linux"])
+        })
+        .await?;
+    stage.gitlab.retag_runner(runner.id, &["moved"]);
+    until("the server's tags are shown", BY_ITSELF, async || {
+        let pool = stage.get("runnerpool", POOL).await?;
+        Ok((pool["status"]["runner"]["tags"] == json!(["moved"])).then_some(()))
+    })
+    .await?;
+    // The spec did not change, so nobody has changed them back.
+    ensure!(the_runner(&stage)?.tags == ["moved"]);
+    let job = stage.run(JobSpec::new("works").tag("moved").script(["true"])).await?;
+    ensure!(job.state == JobState::Success && job.runner == Some(runner.id), "{}", job.log_text());
     stage.end().await
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{SECRET, give_access, registration, start, tells_no_secret, the_runner};
+use super::{BY_ITSELF, SECRET, give_access, registration, start, tells_no_secret, the_runner};
 use crate::testbed::gitlab::{Action, Fault, JobSpec, JobState, Options, Scope, Target};
 use crate::testbed::stage::{POOL, SOON, Setting, Stage};
 use crate::testbed::wait::until;
@@ -120,5 +120,33 @@ async fn a_given_token_is_never_replaced_but_its_end_is_announced() -> Result<()
     stage.until_condition("runnerpool", POOL, "Ready").await?;
     let resets = stage.gitlab.requests().into_iter().filter(|request| request.path.contains("reset"));
     ensure!(resets.count() == 0, "a token of a person's was replaced");
+    stage.end().await
+}
+
+#[tokio::test]
+async fn a_given_token_that_works_is_exchanged_for_another_one_under_a_job_that_runs() -> Result<()> {
+    let stage = Stage::start("exchanged", Setting::pool(json!({})).hosts(&["alder", "birch"])).await?;
+    let second = stage.gitlab.register_runner(&[]);
+    let id = stage.gitlab.enqueue(
+        JobSpec::new("runs").script(["echo begun; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo ended"]),
+    );
+    stage.until_log(id, "begun").await?;
+    let pid = stage.operator()?.pid();
+    let data = json!({ "stringData": { "token": second.token } }).to_string();
+    stage.kubectl(&["patch", "secret", "runner-token", "--type", "merge", "-p", &data]).await?;
+    until("the other token is in use", BY_ITSELF, async || {
+        let pool = stage.get("runnerpool", POOL).await?;
+        Ok((pool["status"]["runnerId"] == second.id.0).then_some(()))
+    })
+    .await?;
+    // A request with the old token may still be open: this one is for the new runner alone.
+    let next = stage.run(JobSpec::new("next").for_runner(second.id).script(["true"])).await?;
+    ensure!(next.state == JobState::Success && next.runner == Some(second.id), "{}", next.log_text());
+    stage.touch("/tmp/go").await?;
+    let over = stage.until_over(id).await?;
+    ensure!(over.state == JobState::Success && over.log_contains("01O ended"), "{}", over.log_text());
+    ensure!(over.runner == Some(stage.runner.id), "{:?}", over.runner);
+    ensure!(stage.operator()?.pid() == pid, "the operator was started again");
+    stage.until_finding("CredentialsValid", "True", "TokenAccepted").await?;
     stage.end().await
 }

@@ -106,6 +106,11 @@ impl Bucket {
         self.lab(json!({ "faults": [fault] })).await
     }
 
+    /// Ends it, as one that is away.
+    pub async fn stop(&self) -> Result<()> {
+        self.server.stop().await
+    }
+
     /// Takes another key from now on, or not any more.
     pub async fn lab(&self, order: Value) -> Result<()> {
         let answer = self.http.post(format!("{}/lab", self.endpoint)).body(order.to_string()).send().await?;

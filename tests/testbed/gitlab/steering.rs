@@ -48,6 +48,14 @@ impl GitLab {
         }
     }
 
+    /// Gives a runner other tags, as a person does in GitLab's pages.
+    pub fn retag_runner(&self, id: RunnerId, tags: &[&str]) {
+        if let Some(runner) = self.0.server.world().runners.get_mut(&id) {
+            runner.settings.insert("tag_list".to_owned(), tags.into());
+            runner.take_settings();
+        }
+    }
+
     /// The token of a runner expires at this time.
     pub fn expire_token(&self, id: RunnerId, at: jiff::Timestamp) {
         if let Some(runner) = self.0.server.world().runners.get_mut(&id) {
