@@ -125,7 +125,7 @@ async fn a_given_token_is_never_replaced_but_its_end_is_announced() -> Result<()
 
 #[tokio::test]
 async fn a_given_token_that_works_is_exchanged_for_another_one_under_a_job_that_runs() -> Result<()> {
-    let stage = Stage::start("exchanged", Setting::pool(json!({}))).await?;
+    let stage = Stage::start("exchanged", Setting::pool(json!({})).hosts(&["alder", "birch"])).await?;
     let second = stage.gitlab.register_runner(&[]);
     let id = stage.gitlab.enqueue(
         JobSpec::new("runs").script(["echo begun; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo ended"]),
