@@ -363,7 +363,7 @@ fn a_gzip_file_cannot_leave_either_and_is_bounded_as_it_goes() {
 
 /// Made by `tar --format=pax` and `zstd -19 --check`: a program, a link to it, an empty folder, zeros, a name above 100 bytes
 /// and one that is no UTF-8.
-const TREE: &[u8] = include_bytes!("tree.tar.zst");
+const TREE: &[u8] = include_bytes!("../../../../tests/data/tree.tar.zst");
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {
     ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
