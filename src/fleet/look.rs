@@ -74,7 +74,10 @@ impl Sleepers {
             }
             let moving_to = status.moving.as_ref().map(|moving| moving.to);
             let is_cold = environment.tier() >= Tier::Detached;
-            if is_cold && moving_to == Some(Tier::Hot) {
+            // One that a job waits for is on its way between two moves too: out of its zone it goes by a snapshot first.
+            let is_waking =
+                moving_to == Some(Tier::Hot) || moving_to.is_none() && environment.bound_lease().is_some();
+            if is_cold && is_waking {
                 let zone = status.volume.as_ref().map(|volume| volume.zone.clone());
                 let slot = environment.spec.origin.slot;
                 all.wakes.push(Wake { environment: id.clone(), zone, slot, has_place: place.is_some() });

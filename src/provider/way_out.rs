@@ -40,8 +40,8 @@ impl CloudError {
     /// What to do about it.
     pub fn way_out(&self) -> &'static str {
         if self.is_about_time() {
-            return "the clock of the operator's machine is off, or its credentials have ended: set the clock, which is \
-                    corrected by that of the API server, or renew the credentials";
+            return "the clock of the operator's machine or of the API server is off, or the credentials have ended: set \
+                    the clocks, or renew the credentials";
         }
         match (self.class, self.code.as_str()) {
             (ErrorClass::Denied, "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException") => {

@@ -1,16 +1,16 @@
 //! What can go wrong in a cloud, each with the fault injected: an honest end or a wait that says why, running jobs go
 //! on, and after it all is well.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::suspension::object_of;
+use crate::suspension::{held, job, object_of};
 use crate::testbed::cloud::Call;
-use crate::testbed::gitlab::JobId;
+use crate::testbed::gitlab::{JobId, JobState};
 use crate::testbed::stage::{POOL, SOON, Stage};
 use crate::testbed::wait::until;
 pub use crate::traces::next_job_runs;
-use crate::traces::text;
+use crate::traces::{text, told};
 
 mod account;
 mod answers;
@@ -35,6 +35,20 @@ pub async fn go(stage: &Stage, instance: &str) -> Result<()> {
         Ok(machine.ssh("touch /tmp/go").await?.status.success().then_some(()))
     })
     .await
+}
+
+/// Runs a job that is held through all that happens meanwhile, and fails unless it goes on to its success after it.
+pub async fn beside_a_busy_job<T>(stage: &Stage, day: impl Future<Output = Result<T>>) -> Result<T> {
+    let busy = stage.gitlab.enqueue(job("busy").script(held(&["echo went on"])));
+    stage.until_log(busy, "waits").await?;
+    let instance = instance_of(stage, busy).await?;
+    let answer = day.await?;
+    ensure!(stage.gitlab.job(busy).is_some_and(|job| !job.state.is_final()), "the busy job was ended");
+    go(stage, &instance).await?;
+    let over = stage.until_over(busy).await?;
+    ensure!(over.state == JobState::Success && over.log_contains("went on"), "{}", told(&over));
+    stage.lease_over(busy).await?;
+    Ok(answer)
 }
 
 /// Restarts the operator as if so much time had passed since whatever is written down.

@@ -100,7 +100,7 @@ async fn until_said(stage: &Stage, pool: &str, reason: &str, field: &str) -> Res
 
 #[tokio::test]
 async fn what_is_wrong_with_a_group_is_told_once_and_not_again_by_the_next_holder() -> Result<()> {
-    let setting = CloudSetting { group: |group| group.hooks.clear(), ..CloudSetting::default() };
+    let setting = CloudSetting { zones: 1, group: |group| group.hooks.clear(), ..CloudSetting::default() };
     let stage = Stage::start("told-once", Setting::cloud(json!({})).in_cloud(setting)).await?;
     until_said(&stage, POOL, "NoTerminateHook", "LifecycleHooks").await?;
     let epoch = |pool: &Value| pool["status"]["epoch"].as_u64();

@@ -22,6 +22,8 @@ async fn credentials_that_expire_stop_no_job_and_begin_none() -> Result<()> {
     cloud.cloud.act(Act::CredentialsExpire).await?;
     let message = stage.until_finding("CloudReady", "False", "Denied").await?;
     ensure!(message.contains("ExpiredToken") || message.contains("RequestExpired"), "{message}");
+    let note = stage.until_told("CloudReady", "Denied").await?;
+    ensure!(note.contains("renew the "), "no way out: {note}");
     go(&stage, &instance).await?;
     let over = stage.until_over(busy).await?;
     ensure!(over.state == JobState::Success, "{}", told(&over));
@@ -43,6 +45,8 @@ async fn credentials_that_expire_stop_no_job_and_begin_none() -> Result<()> {
     let over = stage.until_over(waits).await?;
     ensure!(over.state == JobState::Success, "{}", told(&over));
     stage.until_finding("CloudReady", "True", "CloudAnswers").await?;
+    let note = stage.until_told("CloudReady", "CloudAnswers").await?;
+    ensure!(note.starts_with("CloudReady is True again"), "{note}");
     traces::end(stage).await
 }
 
@@ -54,6 +58,8 @@ async fn a_group_that_is_deleted_is_missed_by_name_and_used_again_when_it_is_bac
     let message = stage.until_finding("GroupSuitable", "False", "GroupMissing").await?;
     ensure!(message.contains(GROUP) && message.contains("create it"), "{message}");
     stage.until_finding("Ready", "False", "GroupMissing").await?;
+    let note = stage.until_told("GroupSuitable", "GroupMissing").await?;
+    ensure!(note.contains("create it"), "{note}");
     let group = Group::new(GROUP, 6).with_terminate_hook(HOOK, 60);
     cloud.cloud.group(&group, &cloud.template, &cloud.network).await?;
     stage.until_condition("runnerpool", crate::testbed::stage::POOL, "Ready").await?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::super::tiers::{ask, leaves_marks, resume_and_see, until_tier};
-use super::{go, leap, until_called, until_looked_at, until_waits_for};
+use super::{beside_a_busy_job, go, leap, until_called, until_looked_at, until_waits_for};
 use crate::suspension::{environment, held, job, object_of, put_to_sleep};
 use crate::testbed::cloud::{Act, Call, Fault};
 use crate::testbed::gitlab::JobState;
@@ -34,15 +34,18 @@ async fn a_stop_that_hangs_is_forced() -> Result<()> {
     let (_, key) = put_to_sleep(&stage, leaves_marks("first")).await?;
     let instance = environment(&stage, &key).await?["status"]["instance"].clone();
     let instance = instance.as_str().context("no instance")?;
-    cloud.cloud.act(Act::StopHangs { instance: Some(instance.to_owned()) }).await?;
-    ask(&stage, &key, "Stopped").await?;
-    cloud.until_state(instance, "stopping").await?;
-    let waits = until_waits_for(&stage, &key, "to be stopped").await?;
-    ensure!(condition(&waits, "TierReached").0 == "False", "{waits:#}");
-    leap(&stage, DEADLINE).await?;
-    traces::event(&stage, &object_of(&key)?, "MoveGivenUp").await?;
-    until_called(&stage, "to stop it by force", is_forced).await?;
-    until_tier(&stage, &key, "Stopped").await?;
+    beside_a_busy_job(&stage, async {
+        cloud.cloud.act(Act::StopHangs { instance: Some(instance.to_owned()) }).await?;
+        ask(&stage, &key, "Stopped").await?;
+        cloud.until_state(instance, "stopping").await?;
+        let waits = until_waits_for(&stage, &key, "to be stopped").await?;
+        ensure!(condition(&waits, "TierReached").0 == "False", "{waits:#}");
+        leap(&stage, DEADLINE).await?;
+        traces::event(&stage, &object_of(&key)?, "MoveGivenUp").await?;
+        until_called(&stage, "to stop it by force", is_forced).await?;
+        until_tier(&stage, &key, "Stopped").await
+    })
+    .await?;
     resume_and_see(&stage, &key, "processes 0").await?;
     traces::end(stage).await
 }
