@@ -39,6 +39,8 @@ pub struct Expect {
     pub log_bytes: Option<(usize, usize)>,
     /// The states it was updated to, in order, repetitions left out.
     pub updates: Option<Vec<String>>,
+    /// How often GitLab was told the result.
+    pub results_told: Option<usize>,
     /// Whether GitLab was told a key.
     pub suspended: bool,
     /// Whether git asked for sources; without it, it may.

@@ -205,6 +205,14 @@ impl Play<'_> {
                 found.push(format!("GitLab was sent artifacts {tried} times, not {wished}"));
             }
         }
+        if let Some(wished) = job.expect.results_told {
+            // As it is now: one that is told again comes after GitLab has it.
+            let puts = self.stage.gitlab.job(over.id).map(|job| job.puts).unwrap_or_default();
+            let told = puts.iter().filter(|put| put.state == "success" || put.state == "failed").count();
+            if told != wished {
+                found.push(format!("the result was told {told} times, not {wished}"));
+            }
+        }
         let Some((host, _)) = place else { return Ok(found) };
         for wish in &job.expect.host {
             let command = fill(&wish.run);
