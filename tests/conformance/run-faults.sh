@@ -23,20 +23,29 @@ prepare() {
   GIT_CEILING_DIRECTORIES=$work git -C "$work/tree" apply "$1"
 }
 
-# The dependencies are those of the sound program and built already; of the patched sources only what changed is.
+# Folders of their own for what is built: to cargo the patched sources are the same package as the sound ones, and in one
+# folder it would take a faulty program for the sound one afterwards. The dependencies are those of the sound program, by
+# links to what is built already.
+seed() {
+  rm -rf "${2:?}"
+  mkdir -p "$(dirname "$2")"
+  cp -al "$1" "$2"
+  find "$2" \( -name incremental -o -name '*dormouse*' \) -prune -exec rm -rf {} +
+}
+
+# Of the patched sources only what changed is built.
 build() (
   export CARGO_INCREMENTAL=1
-  local root=$PWD
   cd "$work/tree"
   # Where one of these fails, that is the answer: an older program must not stand in for this one.
   if [[ $1 == operator ]]; then
-    CARGO_TARGET_DIR="$root/target" cargo build --quiet --locked --bin dormouse \
-      && install -m 755 "$root/target/debug/dormouse" "$work/dormouse"
+    CARGO_TARGET_DIR="$work/operator" cargo build --quiet --locked --bin dormouse \
+      && install -m 755 "$work/operator/debug/dormouse" "$work/dormouse"
   else
-    RUSTFLAGS='-C target-feature=+crt-static' CARGO_TARGET_DIR="$root/target/supervisor" \
+    RUSTFLAGS='-C target-feature=+crt-static' CARGO_TARGET_DIR="$work/supervisor" \
       cargo build --quiet --locked --profile supervisor-test --no-default-features --features supervisor \
       --bin dormouse-supervisor --target "$target" \
-      && install -m 755 "$root/target/supervisor/$target/supervisor-test/dormouse-supervisor" \
+      && install -m 755 "$work/supervisor/$target/supervisor-test/dormouse-supervisor" \
         "$work/dormouse-supervisor-$(uname -m)"
   fi
 )
@@ -70,6 +79,11 @@ try_fault() {
 }
 
 mkdir -p "$work"
+# What the cases are played with besides, and the dependencies of both programs.
+cargo build --quiet --locked --bin dormouse
+CARGO_TARGET_DIR=target/supervisor tests/testbed/build-supervisor.sh --test >/dev/null
+seed target/debug "$work/operator/debug"
+seed target/supervisor "$work/supervisor"
 [[ $# -gt 0 ]] || set -- $(cd "$faults" && ls -- *.patch)
 for fault in "$@"; do
   try_fault "${fault%.patch}" || missed=$((missed + 1))
