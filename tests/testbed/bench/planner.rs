@@ -319,7 +319,7 @@ impl Building {
         }
         let is_running = state == InstanceState::Running;
         if is_running {
-            stand.host = HostStand::Ready { mounts, jobs_started: 10 };
+            stand.host = HostStand::Ready { mounts, jobs: 10 };
         }
         self.stands.insert(id.clone(), stand);
         let member = Member {
