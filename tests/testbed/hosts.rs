@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
@@ -401,7 +402,7 @@ impl Host {
         fs::remove_file(&key)?;
         fs::remove_file(key.with_extension("pub"))?;
         sshd::generate_key(&key, &self.name).await?;
-        self.reload_sshd()?;
+        self.reload_sshd().await?;
         let key = self.host_key()?;
         wait::until("sshd has read its new key", BOOT, async || {
             let mut scan = Command::new("ssh-keyscan");
@@ -416,8 +417,7 @@ impl Host {
     /// ones are served by the new one.
     pub async fn restart_sshd(&self, spec: &HostSpec) -> Result<()> {
         self.write_sshd_config(spec)?;
-        self.reload_sshd()?;
-        wait::until("sshd is back", BOOT, async || sshd::greets(self.behind).await).await
+        self.reload_sshd().await
     }
 
     /// Kills every process of sshd that serves a connection; what was started through it lives or dies by itself.
@@ -430,12 +430,16 @@ impl Host {
         .map(|_| ())
     }
 
-    fn reload_sshd(&self) -> Result<()> {
-        if let Some(running) = self.running().as_ref() {
-            let init = rustix::process::Pid::from_raw(i32::try_from(running.init)?).context("process 0")?;
-            rustix::process::kill_process(init, rustix::process::Signal::HUP)?;
-        }
-        Ok(())
+    /// Has sshd begin anew, and waits until it listens: the one before may still greet for a moment.
+    async fn reload_sshd(&self) -> Result<()> {
+        let Some(init) = self.running().as_ref().map(|running| running.init) else { return Ok(()) };
+        let file = self.file(disk::SSHD_PID)?;
+        let written = || fs::metadata(&file).ok().map(|seen| (seen.ino(), seen.mtime(), seen.mtime_nsec()));
+        let before = written();
+        let init = rustix::process::Pid::from_raw(i32::try_from(init)?).context("process 0")?;
+        rustix::process::kill_process(init, rustix::process::Signal::HUP)?;
+        wait::until("sshd is back", BOOT, async || Ok(written().filter(|now| Some(*now) != before).map(drop)))
+            .await
     }
 
     /// Deletes a program from its disk for good. Without bash the accounts get `sh` as their login shell.
@@ -497,6 +501,7 @@ impl Host {
             &inside(disk::HOST_KEY, &self.file(disk::HOST_KEY)?),
             &inside(disk::AUTHORIZED_KEYS, &self.file(disk::AUTHORIZED_KEYS)?),
             self.disk.as_ref().map(|_| Path::new("/").join(disk::PUSHED_KEYS)).as_deref(),
+            &inside(disk::SSHD_PID, &self.file(disk::SSHD_PID)?),
             spec,
         );
         Ok(fs::write(self.file(disk::SSHD_CONFIG)?, config)?)

@@ -186,8 +186,9 @@ impl Shell {
         let mut ending = child_notice(&child)?;
         let mut stopping: Option<Stopping> = None;
         let mut exited = None;
+        // The notice of a wish that was left before this stage may have been read already: it is looked for at once.
+        let mut look = Some(Instant::now());
         loop {
-            let look = next_look(limits, stopping.as_ref());
             // A kernel that gives no notice of the end is asked for it.
             let soon = || Some(look.unwrap_or(limits.job).min(Instant::now() + LOOK_AGAIN));
             self.wait(ending.as_ref(), if ending.is_some() { look } else { soon() })?;
@@ -229,6 +230,7 @@ impl Shell {
             if stopping.as_ref().is_some_and(|stopping| stopping.kill_at <= now) {
                 tree.kill()?;
             }
+            look = next_look(limits, stopping.as_ref());
         }
     }
 

@@ -24,6 +24,8 @@ pub const CI: (&str, u32) = ("ci", 2000);
 pub const SSHD_CONFIG: &str = "etc/ssh/bed_sshd_config";
 pub const HOST_KEY: &str = "etc/ssh/bed_host_key";
 pub const AUTHORIZED_KEYS: &str = "etc/ssh/bed_authorized_keys";
+/// Written by sshd once it listens.
+pub const SSHD_PID: &str = "etc/ssh/bed_sshd.pid";
 /// A folder with a file for each account, of keys that are accepted for a while.
 pub const PUSHED_KEYS: &str = "etc/ssh/bed_pushed_keys";
 

@@ -18,6 +18,7 @@ pub fn config(
     host_key: &Path,
     authorized_keys: &Path,
     pushed_keys: Option<&Path>,
+    pid: &Path,
     spec: &HostSpec,
 ) -> String {
     // Without a disk of its own its files lie in folders that others may be allowed to write to.
@@ -34,13 +35,14 @@ KbdInteractiveAuthentication no
 StrictModes {strict}
 UsePAM no
 UseDNS no
-PidFile none
+PidFile {pid}
 PrintMotd no
 LogLevel VERBOSE
 MaxSessions {sessions}
 MaxStartups {startups}
 ",
         host_key = host_key.display(),
+        pid = pid.display(),
         authorized_keys = authorized_keys.display(),
         sessions = spec.max_sessions,
         startups = spec.max_startups,

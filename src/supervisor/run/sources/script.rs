@@ -201,7 +201,7 @@ fn fault_is_here(job: &JobPayload) -> String {
 }
 
 /// Each word quoted: a setting cannot carry shell code.
-fn quoted(words: &[String]) -> String {
+pub(super) fn quoted(words: &[String]) -> String {
     words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
 }
 

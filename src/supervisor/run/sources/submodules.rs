@@ -1,6 +1,6 @@
 //! The part of the sources' script that brings submodules.
 
-use super::script::say;
+use super::script::{quoted, say};
 use super::settings::{Settings, Submodules};
 use crate::supervisor::run::script::quote;
 
@@ -63,10 +63,6 @@ impl Update<'_> {
             say(title)
         )
     }
-}
-
-fn quoted(words: &[String]) -> String {
-    words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// For a plain shell, which `git submodule foreach` starts.
