@@ -88,16 +88,39 @@ pub async fn at_each(
     points: &[&'static str],
     scenario: impl AsyncFn(&Stage, &Death) -> Result<()>,
 ) -> Result<()> {
-    for point in points {
-        for moment in MOMENTS {
-            let death = Death { point, moment };
-            let log = || stage.operator().map(Operator::log_tail).unwrap_or_default();
-            scenario(stage, &death)
-                .await
-                .with_context(|| format!("killed at {point}:{moment}; the operator said:\n{}", log()))?;
-        }
+    for death in deaths(points) {
+        pass(stage, &death, &scenario).await?;
     }
     Ok(())
+}
+
+/// The same, each time on a stage of its own: for what a scenario leaves there.
+pub async fn at_each_anew(
+    start: impl AsyncFn() -> Result<Stage>,
+    points: &[&'static str],
+    scenario: impl AsyncFn(&Stage, &Death) -> Result<()>,
+) -> Result<()> {
+    for death in deaths(points) {
+        let stage = start().await?;
+        pass(&stage, &death, &scenario).await?;
+        stage.end().await?;
+    }
+    Ok(())
+}
+
+fn deaths(points: &[&'static str]) -> impl Iterator<Item = Death> {
+    points.iter().flat_map(|point| MOMENTS.map(|moment| Death { point, moment }))
+}
+
+async fn pass(
+    stage: &Stage,
+    death: &Death,
+    scenario: &impl AsyncFn(&Stage, &Death) -> Result<()>,
+) -> Result<()> {
+    let log = || stage.operator().map(Operator::log_tail).unwrap_or_default();
+    let passed = scenario(stage, death).await;
+    passed
+        .with_context(|| format!("killed at {}:{}; the operator said:\n{}", death.point, death.moment, log()))
 }
 
 /// Lets one life pass all of these points, which come in this order: each holder dies at the next of them, and the last

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::at_each;
+use super::{at_each, at_each_anew};
 use crate::suspension::{environment, job, key_of, object_of, put_to_sleep, until_gone};
 use crate::testbed::gitlab::{Fault, JobSpec, JobState, JobView, Options, Target};
 use crate::testbed::stage::{POOL, SOON, Setting, Stage};
@@ -112,9 +112,12 @@ async fn a_plain_job_is_run_once_and_told_once() -> Result<()> {
 
 #[tokio::test]
 async fn a_job_whose_slot_is_kept_by_what_no_object_knows_is_run_once_on_another() -> Result<()> {
-    let pool = serde_json::json!({ "capacityPerInstance": 6, "isolation": "Shared" });
-    let stage = Stage::start("crash-displaced", Setting::pool(pool)).await?;
-    at_each(&stage, &DISPLACED, async |stage, death| {
+    let start = async || {
+        let pool = serde_json::json!({ "capacityPerInstance": 2, "isolation": "Shared" });
+        Stage::start("crash-displaced", Setting::pool(pool)).await
+    };
+    // What sleeps there is not removed at first sight, and would displace the job before the one that is to die.
+    at_each_anew(start, &DISPLACED, async |stage, death| {
         let sleeper = job(&format!("{}-sleeper", death.name())).script(["true"]);
         let (slept, key) = put_to_sleep(stage, sleeper).await?;
         // An environment whose lease is known to be over would be removed at once.
@@ -135,9 +138,7 @@ async fn a_job_whose_slot_is_kept_by_what_no_object_knows_is_run_once_on_another
         stage.lease_over(id).await?;
         ran_once(stage, &over).await
     })
-    .await?;
-    // What sleeps there is not removed at first sight, so the hosts are left as they are.
-    stage.end().await
+    .await
 }
 
 #[tokio::test]

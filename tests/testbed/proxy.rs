@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,6 +19,9 @@ use super::ports::free_port;
 
 /// How often a slow line carries something.
 const TICKS_PER_SECOND: u32 = 20;
+/// How long an address may stay in use, and how soon it is tried again.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(15);
 
 /// What the path does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,11 +119,25 @@ async fn switch(listener: &mut Option<TcpListener>, public: SocketAddr, line: Li
         Line::Refused => *listener = None,
         Line::Up | Line::Silent | Line::Slow { .. } => {
             if listener.is_none() {
-                *listener = Some(TcpListener::bind(public).await?);
+                *listener = Some(listen(public).await?);
             }
         }
     }
     Ok(())
+}
+
+/// A process that is being started has all that this one has open until its program begins: also a listener that was closed
+/// here meanwhile, whose address is in use until then.
+async fn listen(public: SocketAddr) -> io::Result<TcpListener> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match TcpListener::bind(public).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 async fn accept(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
