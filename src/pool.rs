@@ -211,11 +211,12 @@ fn place(held: &Held) {
     for (name, slot) in assignments.placed {
         if let Some(lease) = held.lease(&name) {
             held.book(|book| {
+                let link = held.hosts.link(&slot.instance).filter(|_| held.fleet.is_cloud());
                 // The fleet may have closed it since, and the one before it in this list may have used it up.
-                if !held.fleet.is_open(&slot) || held.is_used_up(&slot.instance) {
+                if !held.fleet.is_open(&slot) || link.as_ref().is_some_and(|link| held.is_used_up(link)) {
                     return;
                 }
-                if let Some(link) = held.hosts.link(&slot.instance).filter(|_| held.fleet.is_cloud()) {
+                if let Some(link) = link {
                     link.expect_job(lease.spec.job_id);
                 }
                 book.reserve(&lease, slot);

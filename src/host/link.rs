@@ -276,21 +276,13 @@ impl Link {
         interruption: &Interruption,
     ) -> Result<(), LinkError> {
         let text = Bytes::from(serde_json::to_vec(interruption).map_err(LinkError::Order)?);
-        deed.make(self.call("interrupt", &job.arguments(), text), |answer| match answer? {
-            Answer::Done => Ok(()),
-            _ => Err(LinkError::Answer { verb: "interrupt" }),
-        })
-        .await
+        deed.make(self.done_verb_with("interrupt", job.arguments(), text), |done| done).await
     }
 
     /// Gives a running job newer addresses for its caches.
     pub async fn renew(&self, deed: Deed, job: &JobPath, urls: &CacheUrls) -> Result<(), LinkError> {
         let urls = Bytes::from(serde_json::to_vec(urls).map_err(LinkError::Order)?);
-        deed.make(self.call("renew", &job.arguments(), urls), |answer| match answer? {
-            Answer::Done => Ok(()),
-            _ => Err(LinkError::Answer { verb: "renew" }),
-        })
-        .await
+        deed.make(self.done_verb_with("renew", job.arguments(), urls), |done| done).await
     }
 
     /// Freezes an environment whose job has ended and records its context.
@@ -321,7 +313,16 @@ impl Link {
     }
 
     async fn done_verb(&self, verb: &'static str, arguments: String) -> Result<(), LinkError> {
-        match self.call(verb, &arguments, Bytes::new()).await? {
+        self.done_verb_with(verb, arguments, Bytes::new()).await
+    }
+
+    async fn done_verb_with(
+        &self,
+        verb: &'static str,
+        arguments: String,
+        stdin: Bytes,
+    ) -> Result<(), LinkError> {
+        match self.call(verb, &arguments, stdin).await? {
             Answer::Done => Ok(()),
             _ => Err(LinkError::Answer { verb }),
         }

@@ -28,7 +28,7 @@ use crate::fleet::Fleet;
 use crate::fleet::facts::Fate;
 use crate::fleet::plan;
 use crate::gitlab::transport::{Transport, TransportError, Trust};
-use crate::host::link::Caller;
+use crate::host::link::{Caller, Link};
 use crate::kube_ext::cache::Feed;
 use crate::leader::Tenure;
 use crate::telemetry::EpochGuard;
@@ -363,33 +363,30 @@ impl Held {
 
     /// The pool's instances in order of preference, and how many jobs it may have.
     pub(super) fn instances(&self) -> (Vec<Instance>, u32) {
-        let hosts: BTreeMap<String, (u32, bool)> = self
-            .hosts
-            .view()
-            .into_iter()
-            .map(|host| (host.name, (host.slots, host.state.link().is_some())))
-            .collect();
+        let hosts: BTreeMap<String, (u32, Option<Arc<Link>>)> =
+            self.hosts.view().into_iter().map(|host| (host.name, (host.slots, host.state.link()))).collect();
         let placeable = self.fleet.placeable();
         let instances = self.machines().into_iter().filter_map(|machine| {
-            let (slots, is_ready) = *hosts.get(&machine.name)?;
+            let (slots, link) = hosts.get(&machine.name)?;
             let (ready, closed) = match &placeable {
-                None => (is_ready, BTreeSet::new()),
+                None => (link.is_some(), BTreeSet::new()),
                 Some(open) => match open.get(&machine.name) {
-                    Some(closed) => (is_ready && !self.is_used_up(&machine.name), closed.clone()),
+                    Some(closed) => {
+                        (link.as_ref().is_some_and(|link| !self.is_used_up(link)), closed.clone())
+                    }
                     None => (false, BTreeSet::new()),
                 },
             };
-            Some(Instance { name: machine.name, slots, ready, closed })
+            Some(Instance { name: machine.name, slots: *slots, ready, closed })
         });
         (instances.collect(), self.pool().map_or(0, |pool| pool.spec.concurrency))
     }
 
     /// Whether an instance of a cloud has had as many jobs as the pool gives to one. Asked when a slot is given away, since
     /// the fleet's plan may be older than the last job there.
-    pub fn is_used_up(&self, instance: &str) -> bool {
+    pub fn is_used_up(&self, instance: &Link) -> bool {
         let max_uses = self.settings().map_or(0, |settings| settings.spec.max_use_count);
-        let jobs = self.hosts.link(instance).map_or(0, |link| link.jobs());
-        self.fleet.is_cloud() && plan::is_used_up(max_uses, jobs)
+        plan::is_used_up(max_uses, instance.jobs())
     }
 
     /// The pool's machines by now, in order of preference.
