@@ -39,7 +39,7 @@ pub enum PromoteError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The cloud refused or could not be asked.
-    #[error("the cloud: {0}")]
+    #[error("the cloud: {}", .0.with_way_out())]
     Cloud(#[from] CloudError),
     /// Something else.
     #[error(transparent)]

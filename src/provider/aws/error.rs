@@ -21,10 +21,6 @@ const MACHINE_PARTS: [&str; 4] = [
     "The String-to-Sign",
 ];
 
-/// Before what the SDK says, which tells of its own chain of providers.
-const NO_CREDENTIALS: &str = "there is nothing to sign calls with; give the operator's pod a role, or name a Secret with \
-                              keys in spec.provider.aws.credentialsSecretRef";
-
 const THROTTLED: [&str; 9] = [
     "RequestLimitExceeded",
     "Throttling",
@@ -206,10 +202,7 @@ where
             let code = said.code().map_or_else(|| format!("HTTP {status}"), str::to_owned);
             (classify(&code, message, Some(status)), code, message.to_owned())
         }
-        other if has_no_credentials(other) => {
-            let message = format!("{NO_CREDENTIALS}: {}", chain(other));
-            (ErrorClass::Denied, "NoCredentials".to_owned(), message)
-        }
+        other if has_no_credentials(other) => (ErrorClass::Denied, "NoCredentials".to_owned(), chain(other)),
         SdkError::TimeoutError(_) => {
             (ErrorClass::Retry, "TimedOut".to_owned(), "no answer within the time for a call".to_owned())
         }

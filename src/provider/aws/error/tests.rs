@@ -117,7 +117,7 @@ fn an_answer_that_never_came_is_tried_again() {
         SdkError::construction_failure(CredentialsError::not_loaded("no providers in chain"));
     let error = from_sdk("stop", &nothing);
     assert_eq!((error.class, error.code.as_str()), (ErrorClass::Denied, "NoCredentials"));
-    assert!(error.message.contains("spec.provider.aws.credentialsSecretRef"), "{error}");
+    assert!(error.with_way_out().contains("spec.provider.aws.credentialsSecretRef"), "{error}");
     let slow: SdkError<StopInstancesError> = SdkError::construction_failure(
         CredentialsError::provider_timed_out(std::time::Duration::from_secs(1)),
     );
