@@ -657,24 +657,7 @@ fn a_member_that_stays_keeps_no_volume() {
         ..Stand::default()
     };
     let taken_back = |facts: &Facts, stand: Stand, is_deleting: bool| {
-        let world = World {
-            facts: facts.clone(),
-            memory: Memory::default(),
-            stands: BTreeMap::from([("i-1".to_owned(), stand)]),
-            volume: None,
-            owned_volumes: BTreeSet::new(),
-            policy: Active::default(),
-            waiting: 0,
-            wakes: Vec::new(),
-            now: now(),
-            max_instances: 1,
-            may_launch: 1,
-            max_uses: 0,
-            max_age: None,
-            grow_with: GrowWith::default(),
-            stop_mode: StopMode::default(),
-            is_deleting,
-        };
+        let world = World { is_deleting, ..around(facts.clone(), stand) };
         let mut plan = Plan::default();
         volumes::take_back(&world.view(), &mut plan);
         steps(&plan).cloned().collect::<Vec<_>>()
@@ -714,6 +697,11 @@ fn one_member(lifecycle: Lifecycle, state: InstanceState, sleeping: Sleeping) ->
     let used = Use { environments: vec![sleeping], ..Use::default() };
     let host = HostStand::Ready { mounts: BTreeMap::new(), jobs: 1 };
     let stand = Stand { host, slots: [(0, used)].into(), ..Stand::default() };
+    around(facts, stand)
+}
+
+/// A world in which nothing is asked for, of what the cloud shows and how the one instance is.
+fn around(facts: Facts, stand: Stand) -> World {
     World {
         facts,
         memory: Memory::default(),

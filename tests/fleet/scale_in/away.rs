@@ -30,23 +30,35 @@ async fn a_job_survives_a_scale_in_while_the_operator_is_away_for_less_than_the_
     traces::end(stage).await
 }
 
-#[tokio::test]
-async fn a_job_survives_a_longer_absence_where_the_group_retains_its_instance() -> Result<()> {
+/// A pool whose group keeps what its hook held for too long.
+async fn retaining(name: &str) -> Result<Stage> {
     let setting =
         CloudSetting { group: |group| *group = group.clone().retaining(), ..CloudSetting::default() };
-    let stage = Stage::start("retained", Setting::cloud(quick(json!({}))).in_cloud(setting)).await?;
+    Stage::start(name, Setting::cloud(quick(json!({}))).in_cloud(setting)).await
+}
+
+/// The operator is away until the group has retained an instance that was to go, and takes it out then.
+async fn is_retained_meanwhile(stage: &Stage, instance: &str) -> Result<()> {
     let cloud = stage.cloud()?;
-    let (id, instance) = busy(&stage, "busy").await?;
-    go(&stage)?;
-    end_member(cloud, &instance).await?;
-    until_lifecycle(cloud, &instance, "Terminating:Wait").await?;
+    go(stage)?;
+    end_member(cloud, instance).await?;
+    until_lifecycle(cloud, instance, "Terminating:Wait").await?;
     cloud.cloud.act(Act::PassTime { seconds: 61.0 }).await?;
-    until_lifecycle(cloud, &instance, "Terminating:Retained").await?;
-    come_back(&stage).await?;
+    until_lifecycle(cloud, instance, "Terminating:Retained").await?;
+    come_back(stage).await?;
     let detached =
-        until_calls(cloud, "DetachInstances", &instance, 1).await.with_context(|| stage.operator_log())?;
+        until_calls(cloud, "DetachInstances", instance, 1).await.with_context(|| stage.operator_log())?;
     // It does not count as capacity, so there is nothing to be decremented.
     ensure!(detached[0].names("ShouldDecrementDesiredCapacity", "false"), "{detached:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_survives_a_longer_absence_where_the_group_retains_its_instance() -> Result<()> {
+    let stage = retaining("retained").await?;
+    let cloud = stage.cloud()?;
+    let (id, instance) = busy(&stage, "busy").await?;
+    is_retained_meanwhile(&stage, &instance).await?;
     ends_well(&stage, id, &instance).await?;
     // Nothing needs it any more.
     cloud.machines.gone(&instance).await?;
@@ -56,20 +68,10 @@ async fn a_job_survives_a_longer_absence_where_the_group_retains_its_instance() 
 
 #[tokio::test]
 async fn an_environment_survives_a_longer_absence_where_the_group_retains_its_instance() -> Result<()> {
-    let setting =
-        CloudSetting { group: |group| *group = group.clone().retaining(), ..CloudSetting::default() };
-    let stage = Stage::start("retained-asleep", Setting::cloud(quick(json!({}))).in_cloud(setting)).await?;
+    let stage = retaining("retained-asleep").await?;
     let cloud = stage.cloud()?;
     let (key, instance) = asleep(&stage).await?;
-    go(&stage)?;
-    end_member(cloud, &instance).await?;
-    until_lifecycle(cloud, &instance, "Terminating:Wait").await?;
-    cloud.cloud.act(Act::PassTime { seconds: 61.0 }).await?;
-    until_lifecycle(cloud, &instance, "Terminating:Retained").await?;
-    come_back(&stage).await?;
-    let detached =
-        until_calls(cloud, "DetachInstances", &instance, 1).await.with_context(|| stage.operator_log())?;
-    ensure!(detached[0].names("ShouldDecrementDesiredCapacity", "false"), "{detached:#?}");
+    is_retained_meanwhile(&stage, &instance).await?;
     let known = environment(&stage, &key).await?;
     ensure!(
         known["status"]["tier"] == "Hot" && known["status"]["instance"] == instance.as_str(),
