@@ -349,6 +349,24 @@ async fn last_update_has_to_be_echoed() {
 }
 
 #[tokio::test]
+async fn a_client_that_was_announced_as_gone_and_goes_on_echoes_what_it_knows() {
+    let mut bed = bed().await;
+    let value = header(&bed.ask("").await, "x-gitlab-last-update").to_owned();
+    bed.gitlab.client_restarted();
+    let another_process = reqwest::Client::builder().no_proxy().build().unwrap();
+    let first = std::mem::replace(&mut bed.http, another_process);
+    bed.ask("").await;
+    bed.gitlab.assert_clean();
+    // The first one opens a connection as new as that.
+    drop(first);
+    bed.http = reqwest::Client::builder().no_proxy().build().unwrap();
+    bed.ask(&value).await;
+    bed.gitlab.assert_clean();
+    bed.ask("made up").await;
+    assert_eq!(bed.broken(), ["last_update_echoed"]);
+}
+
+#[tokio::test]
 async fn a_held_request_ends_with_the_job_that_appears() {
     let options = Options { hold: DEADLINE * 3, commit: Commit::Legacy, ..Options::default() };
     let bed = bed_with(options).await;

@@ -102,7 +102,7 @@ fn judge_last_update(server: &Server, world: &mut World, exchange: &Exchange, po
         return;
     }
     let is_new_connection = machine.connections.insert(exchange.connection);
-    if machine.seen_values.contains(&poll.last_update) {
+    if machine.seen_values.contains(&poll.last_update) || machine.past_values.contains(&poll.last_update) {
         return;
     }
     let may_start_over = std::mem::take(&mut machine.may_start_over)
@@ -261,11 +261,15 @@ fn nothing(server: &Server, exchange: &Exchange, poll: &Poll) -> Answer {
     let Some(value) = value else {
         return Answer::refusal(StatusCode::FORBIDDEN);
     };
-    let connection = exchange.connection;
-    let machine = machine_of(world, poll).filter(|machine| !machine.past_connections.contains(&connection));
-    if let Some(machine) = machine {
-        let is_surely_seen = !exchange.answer_may_be_lost && !server.options.asks_in_parallel;
-        machine.answered(&value, is_surely_seen);
+    match machine_of(world, poll) {
+        Some(machine) if machine.past_connections.contains(&exchange.connection) => {
+            machine.answered_the_past(&value);
+        }
+        Some(machine) => {
+            let is_surely_seen = !exchange.answer_may_be_lost && !server.options.asks_in_parallel;
+            machine.answered(&value, is_surely_seen);
+        }
+        None => {}
     }
     Answer::status(StatusCode::NO_CONTENT).with(LAST_UPDATE, value)
 }

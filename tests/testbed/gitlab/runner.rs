@@ -145,6 +145,9 @@ pub(super) struct Machine {
     /// Those of processes that are gone. A request of theirs may still be open, or be read only now; its answer is seen by
     /// nobody.
     pub past_connections: BTreeSet<u64>,
+    /// Queue values that only those who used such a connection know. One that was announced as gone and goes on all the
+    /// same echoes the latest of them on whatever connection it has by then; a new process cannot know any.
+    pub past_values: Vec<String>,
     /// A new client process was announced: its first request knows no queue value.
     pub may_start_over: bool,
 }
@@ -156,12 +159,30 @@ impl Machine {
         if surely_seen && self.open_requests <= 1 {
             self.seen_values.clear();
         }
-        if !self.seen_values.iter().any(|seen| seen == value) {
-            self.seen_values.push(value.to_owned());
+        remember(&mut self.seen_values, value);
+    }
+
+    /// The same of an answer on a connection of a process that was announced as gone.
+    pub fn answered_the_past(&mut self, value: &str) {
+        remember(&mut self.past_values, value);
+    }
+
+    /// What has connections now is announced as gone.
+    pub fn client_restarted(&mut self) {
+        self.may_start_over = true;
+        self.past_connections.append(&mut self.connections);
+        for value in &self.seen_values {
+            remember(&mut self.past_values, value);
         }
-        // More would only hide a client that echoes stale values.
-        if self.seen_values.len() > 8 {
-            self.seen_values.remove(0);
-        }
+    }
+}
+
+/// Adds a value to those that may be echoed. More than a few would only hide a client that echoes stale ones.
+fn remember(values: &mut Vec<String>, value: &str) {
+    if !values.iter().any(|known| known == value) {
+        values.push(value.to_owned());
+    }
+    if values.len() > 8 {
+        values.remove(0);
     }
 }

@@ -288,9 +288,7 @@ impl World {
         }
         for runner in self.runners.values_mut() {
             for machine in runner.machines.values_mut() {
-                machine.may_start_over = true;
-                let past = std::mem::take(&mut machine.connections);
-                machine.past_connections.extend(past);
+                machine.client_restarted();
             }
         }
     }
