@@ -141,6 +141,7 @@ points! {
         LeaseCreated "lease-created" "(1) JobLease created."
         PayloadSaved "payload-saved" "(2) Secrets with the job's payload."
         EnvironmentBound "environment-bound" "(3) SuspendedEnvironment status: bound to the lease that resumes it."
+        LeaseWaiting "lease-waiting" "(3a) JobLease status: what a resume has been waiting for."
         LeaseAssigned "lease-assigned" "(4) JobLease status Assigned: instance and slot."
         LeaseDisplaced "lease-displaced" "(4a) JobLease status Accepted again: its slot is kept by what no object knows."
         RunningTold "running-told" "(5) GitLab: the job runs."

@@ -14,7 +14,7 @@ use crate::api::suspended_environment::{Phase, SuspendedEnvironmentStatus};
 use crate::api::usage::UsageStatus;
 use crate::clock;
 use crate::deed::Point;
-use crate::fleet::facts::Fate;
+use crate::fleet::facts::{Fate, device_of};
 use crate::fleet::{cost, tally};
 use crate::host::keeper::HostState;
 use crate::host::link::JobPath;
@@ -74,10 +74,7 @@ pub fn look(held: &Held) {
     for name in names {
         let Some(environment) = held.environment(&name) else { continue };
         let observed = observe(held, &environment);
-        // While a job is open in it, that job's task writes its status; the end of its lease is news here. Until the
-        // job has its slot, bringing the environment back is done from here all the same.
-        let waits_for_tier = comes_back_for_a_job(&observed);
-        if observed.lease_is_open && environment.metadata.deletion_timestamp.is_none() && !waits_for_tier {
+        if is_the_jobs(held, &observed) {
             continue;
         }
         let plan = plan::plan(&observed);
@@ -143,14 +140,41 @@ pub async fn work(held: Arc<Held>) {
     }
 }
 
-/// Whether the lease of a job is bound to it and waits for it to be Hot, and not on its way to a colder tier.
-fn comes_back_for_a_job(observed: &Observed<'_>) -> bool {
+/// While a job is open in it, that job's task writes its status; the end of its lease is news here. Until the job has its
+/// slot, and until the environment is whole there, bringing it back is done from here all the same.
+fn is_the_jobs(held: &Held, observed: &Observed<'_>) -> bool {
+    let is_deleted = observed.environment.metadata.deletion_timestamp.is_some();
+    observed.lease_is_open && !is_deleted && !comes_back_for_a_job(held, observed)
+}
+
+/// Whether the lease of a job is bound to it and waits in a cloud: for its instance, which may go off and come up again until
+/// the job is there, or for it to be Hot, whole on its host, and not on its way to a colder tier.
+fn comes_back_for_a_job(held: &Held, observed: &Observed<'_>) -> bool {
     let environment = observed.environment;
     let is_moving = environment.status.as_ref().is_some_and(|status| status.moving.is_some());
     let has_volume = environment.status.as_ref().is_some_and(|status| status.volume.is_some());
     // Its host has forgotten it, and gets it again from what was saved.
     let is_forgotten = has_volume && observed.word == HostWord::Unknown;
-    environment.phase() == Phase::Resuming && (!environment.is_hot() || is_moving || is_forgotten)
+    let is_back =
+        environment.is_hot() && !is_moving && !is_forgotten && unmounted(held, environment).is_none();
+    let bound = environment.bound_lease().and_then(|bound| held.lease(&bound.name));
+    let has_slot = bound.is_some_and(|lease| lease.place().is_some());
+    environment.phase() == Phase::Resuming && (!is_back || held.fleet.is_cloud() && !has_slot)
+}
+
+/// The volume of an environment whose host answers and has not mounted it: the host was restarted. A job that was sent there
+/// would be refused.
+pub fn unmounted(held: &Held, environment: &SuspendedEnvironment) -> Option<String> {
+    let (instance, slot) = environment.place()?;
+    held.settings()?.spec.workspace_volume.as_ref()?;
+    if held.hosts.link(instance)?.mounts().contains_key(&slot) {
+        return None;
+    }
+    let own = environment.status.as_ref().and_then(|status| status.volume.as_ref());
+    own.map(|volume| volume.id.clone()).or_else(|| {
+        let facts = held.fleet.facts()?;
+        facts.volume_at(instance, &device_of(slot)).map(|volume| volume.id.clone())
+    })
 }
 
 /// What is due for its tier, where nothing else is due.
@@ -298,6 +322,10 @@ async fn step(held: &Held, environment: &SuspendedEnvironment) -> Result<(), Ste
         return Ok(());
     };
     let observed = observe(held, &environment);
+    // It was looked at before: a job may have begun in it meanwhile.
+    if is_the_jobs(held, &observed) {
+        return Ok(());
+    }
     let plan = plan::plan(&observed);
     match (plan.action, plan_move(held, &observed, &plan)) {
         (Some(action), _) => act(held, &environment, action).await,

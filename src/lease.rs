@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | (1) JobLease, (2) payload Secrets | `pool::intake` | the next holder drives the lease; without (2) it is closed |
 //! | (3) environment bound, on a resume | the next holder finds itself bound and goes on |
+//! | (3a) status: what a resume has been waiting for | the next holder looks for itself, and says it anew |
 //! | (4) status Assigned: instance and slot | the next holder confirms and starts there; starting twice is once |
 //! | (4a) status Accepted again: the host has refused the slot, nothing was started | the next holder looks for another |
 //! | (5) GitLab: running | said again; GitLab takes it from the same manager |
@@ -348,7 +349,8 @@ impl Driver {
                 ending.failure
             }
             Step::Finalizing { ending, .. } => ending.failure,
-            Step::Assigned { .. }
+            Step::Waiting { .. }
+            | Step::Assigned { .. }
             | Step::Displaced
             | Step::Running
             | Step::Tail { .. }

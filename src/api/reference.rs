@@ -54,7 +54,10 @@ const ENVIRONMENT_CONDITIONS: &[Meaning] = &[
 const LEASE_CONDITIONS: &[Meaning] = &[
     (condition::READY, "Nothing went wrong with the job's handling so far. A script that fails is not that."),
     (condition::ACCEPTED, "The job is recorded here, so that no death of the operator loses it."),
-    (condition::INSTANCE_READY, "A slot of an instance is assigned to it."),
+    (
+        condition::INSTANCE_READY,
+        "A slot of an instance is assigned to it. While a resume waits, its message says what for.",
+    ),
     (condition::STARTED, "The supervisor runs the job."),
     (condition::FINISHED, "The job's result is on the host."),
     (condition::REPORTED, "GitLab has the result."),

@@ -205,7 +205,7 @@ fn at_place<'a>(
 
 /// What was done on a host is in the host's own words at once.
 fn again(held: &Held, name: &str) {
-    held.book(|book| book.environment_agenda.now(name));
+    held.book(|book| book.environment_has_news(name));
     held.wake();
 }
 

@@ -53,7 +53,7 @@ impl Sleepers {
         let evicted = moves::evicted(held, &environments);
         let news = held.fleet.evict(evicted.clone());
         if !news.is_empty() {
-            held.book(|book| news.into_iter().for_each(|name| book.environment_agenda.now(name)));
+            held.book(|book| news.into_iter().for_each(|name| book.environment_has_news(&name)));
             held.wake();
         }
         for environment in &environments {

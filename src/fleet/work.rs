@@ -320,7 +320,7 @@ fn take_in(held: &Held, facts: Arc<Facts>, before: Option<&Facts>) {
         let known =
             |name: &String| environments.iter().any(|it| kube::ResourceExt::name_any(it.as_ref()) == *name);
         for name in concerned.into_iter().chain(due.into_iter().filter(known)) {
-            book.environment_agenda.now(name);
+            book.environment_has_news(&name);
         }
         for id in &changed {
             if facts.fate(id) == Fate::Gone {
@@ -353,7 +353,7 @@ fn offer(held: &Held, looking: &mut Looking, offered: BTreeSet<String>) {
     let news: Vec<String> = offered.difference(&looking.offered).map(|id| look::name_of(held, id)).collect();
     looking.offered = offered;
     if !news.is_empty() {
-        held.book(|book| news.into_iter().for_each(|name| book.environment_agenda.now(name)));
+        held.book(|book| news.into_iter().for_each(|name| book.environment_has_news(&name)));
         held.wake();
     }
 }

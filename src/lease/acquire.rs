@@ -10,7 +10,8 @@ use super::stream::until;
 use super::{DriveError, Driver};
 use crate::gitlab::reason::FailureReason;
 
-/// How often a resume that waits looks again although nothing was told.
+/// How often a resume that waits looks again although nothing was told, and how long it waits for one thing before its
+/// status says so: most waits are shorter, and are not worth a write.
 const RESUME_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What came of waiting.
@@ -38,6 +39,7 @@ pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
     let deadline = deadline(driver);
     let mut turns = driver.held.signal(&driver.lease.name_any());
     let mut waiting_for = "a free slot".to_owned();
+    let mut told = Told::new();
     loop {
         turns.borrow_and_update();
         if driver.is_deleted() {
@@ -71,6 +73,14 @@ pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
         if is_late && let Some(over) = out_of_time(driver, &waiting_for) {
             return Ok(over);
         }
+        if driver.lease.spec.resume_from.is_some()
+            && driver.held.tenure().may_act()
+            && told.is_due(&waiting_for)
+        {
+            // (3a) Whoever takes over looks for itself, and says so in place of this.
+            tracing::info!(waiting_for, "the job waits");
+            driver.record(&Step::Waiting { on: waiting_for.clone() }).await?;
+        }
         let look_at = driver.conversation.speak_of_waiting();
         tokio::select! {
             // The sender lives in `held`: waiting cannot fail.
@@ -85,6 +95,29 @@ pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
             () = until(look_at) => {}
             () = tokio::time::sleep_until(deadline), if !is_late => {}
         }
+    }
+}
+
+/// What the lease's status says it waits for.
+struct Told {
+    on: String,
+    since: Instant,
+    is_written: bool,
+}
+
+impl Told {
+    fn new() -> Self {
+        Self { on: String::new(), since: Instant::now(), is_written: false }
+    }
+
+    /// Whether it has waited for the same long enough, and the status does not say so yet.
+    fn is_due(&mut self, on: &str) -> bool {
+        if self.on != on {
+            *self = Self { on: on.to_owned(), ..Self::new() };
+        }
+        let is_due = !self.is_written && self.since.elapsed() >= RESUME_INTERVAL;
+        self.is_written |= is_due;
+        is_due
     }
 }
 

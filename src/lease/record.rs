@@ -14,6 +14,11 @@ use crate::spool::record::JobRecord;
 /// A step in a lease's life that its status tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
+    /// It has no slot yet and waits for something other than a free one.
+    Waiting {
+        /// What it waits for.
+        on: String,
+    },
     /// It holds a slot. Written before anything is started there.
     Assigned {
         /// Instance name.
@@ -85,6 +90,7 @@ impl Step {
     /// The name of the write that records it.
     pub fn point(&self) -> Point {
         match self {
+            Self::Waiting { .. } => Point::LeaseWaiting,
             Self::Assigned { .. } => Point::LeaseAssigned,
             Self::Displaced => Point::LeaseDisplaced,
             Self::Running => Point::LeaseRunning,
@@ -130,6 +136,7 @@ pub fn after(
     status.holder = Some(holder.to_owned());
     status.epoch = Some(epoch);
     match step {
+        Step::Waiting { .. } => status.phase = Some(LeasePhase::Accepted),
         Step::Assigned { instance, slot } => {
             status.phase = Some(LeasePhase::Assigned);
             status.instance = Some(instance.clone());
@@ -163,12 +170,23 @@ pub fn after(
     }
     let mut findings = findings(&status);
     findings.extend(slot(step));
-    if let Step::Finalizing { silence: Some(silence), .. } = step {
-        let silent = findings.iter_mut().find(|finding| finding.type_ == REPORTED);
-        silent.into_iter().for_each(|finding| {
-            finding.reason = "GitLabNotAnswering";
-            finding.message = silence.to_string();
-        });
+    let mut say = |type_, reason, message: String| {
+        let said = findings.iter_mut().find(|finding| finding.type_ == type_);
+        said.into_iter().for_each(|finding| (finding.reason, finding.message) = (reason, message.clone()));
+    };
+    match step {
+        Step::Waiting { on } => say(INSTANCE_READY, "WaitingForEnvironment", format!("waits for {on}")),
+        Step::Finalizing { silence: Some(silence), .. } => {
+            say(REPORTED, "GitLabNotAnswering", silence.to_string());
+        }
+        Step::Assigned { .. }
+        | Step::Displaced
+        | Step::Running
+        | Step::Tail { .. }
+        | Step::Finalizing { silence: None, .. }
+        | Step::Reported(_)
+        | Step::Failed(_)
+        | Step::SlotSeenClean => {}
     }
     condition::merge(&mut status.conditions, &findings, generation, now);
     status
@@ -184,7 +202,8 @@ fn slot(step: &Step) -> Option<Finding> {
         Step::SlotSeenClean => {
             Some(Finding::new(SLOT_CLEAN, true, "SeenClean", "nothing of the job is left on its slot"))
         }
-        Step::Assigned { .. }
+        Step::Waiting { .. }
+        | Step::Assigned { .. }
         | Step::Displaced
         | Step::Running
         | Step::Tail { .. }
@@ -281,6 +300,25 @@ mod tests {
         assert_eq!((second.holder.as_deref(), second.epoch), (Some("you"), Some(4)));
         assert!(condition::is_true(&second.conditions, STARTED));
         assert!(!condition::is_true(&second.conditions, REPORTED));
+    }
+
+    #[test]
+    fn what_a_resume_waits_for_is_said_until_it_has_its_slot() {
+        let placed = |status: &JobLeaseStatus| {
+            let found = status.conditions.iter().find(|condition| condition.type_ == INSTANCE_READY).unwrap();
+            (found.status.clone(), found.reason.clone(), found.message.clone())
+        };
+        let said = |status: &str, reason: &str, message: &str| (status.into(), reason.into(), message.into());
+        let waiting =
+            after(None, &Step::Waiting { on: "volume v to be mounted".into() }, "me", 3, None, now());
+        assert_eq!(waiting.phase, Some(LeasePhase::Accepted));
+        assert_eq!(
+            placed(&waiting),
+            said("False", "WaitingForEnvironment", "waits for volume v to be mounted")
+        );
+        let assigned = Step::Assigned { instance: "a".into(), slot: 1 };
+        let assigned = after(Some(&waiting), &assigned, "me", 3, None, now());
+        assert_eq!(placed(&assigned), said("True", "SlotAssigned", ""));
     }
 
     #[test]

@@ -17,7 +17,6 @@ use crate::deed::Point;
 use crate::environment;
 use crate::environment::check::{self, Refusal, Resumer, Verdict};
 use crate::environment::plan::HostWord;
-use crate::fleet::facts::device_of;
 use crate::host::link::{Link, LinkError};
 use crate::kube_ext::{is_conflict, is_not_found};
 use crate::pool::slots::Slot;
@@ -98,7 +97,7 @@ async fn try_bind(driver: &Driver) -> Result<Result<Look, Refusal>, DriveError> 
             slot.instance
         ))));
     };
-    if let Some(volume) = unmounted(driver, &slot) {
+    if let Some(volume) = environment::unmounted(held, &found) {
         return Ok(Ok(Look::Wait(format!("volume {volume} to be mounted"))));
     }
     match host_knows(&link, &found).await {
@@ -156,7 +155,8 @@ fn bound_look(driver: &Driver, found: &SuspendedEnvironment) -> Result<Look, Ref
         // An instance of a cloud that was stopped or given another volume meanwhile is asked first.
         Some(slot) if driver.held.fleet.is_cloud() => {
             let word = driver.held.inventories.word(&slot.instance, &found.spec.environment_id);
-            if let Some(volume) = unmounted(driver, &slot).filter(|_| word != HostWord::Active) {
+            let unmounted = environment::unmounted(&driver.held, found);
+            if let Some(volume) = unmounted.filter(|_| word != HostWord::Active) {
                 return Ok(Look::Wait(format!("volume {volume} to be mounted")));
             }
             match word {
@@ -175,19 +175,6 @@ fn bound_look(driver: &Driver, found: &SuspendedEnvironment) -> Result<Look, Ref
         Some(slot) => Ok(Look::Bound(slot)),
         None => Ok(Look::Wait(format!("the environment to come back: {}", on.unwrap_or_default()))),
     }
-}
-
-/// The volume of a slot that its host was restarted under: it is attached, and nobody has mounted it again yet. A job that
-/// was sent there would be refused.
-fn unmounted(driver: &Driver, slot: &Slot) -> Option<String> {
-    let held = &driver.held;
-    driver.settings.spec.workspace_volume.as_ref()?;
-    let link = held.hosts.link(&slot.instance)?;
-    if link.mounts().contains_key(&slot.index) {
-        return None;
-    }
-    let facts = held.fleet.facts()?;
-    facts.volume_at(&slot.instance, &device_of(slot.index)).map(|volume| volume.id.clone())
 }
 
 /// What the environment does by its host's own record, if that says the same as the object: an object made by hand

@@ -271,6 +271,12 @@ impl Book {
         self.stirred.extend(self.leases_of(id));
     }
 
+    /// Something that no object says has changed about an environment: it is looked at again, and so is what waits for it.
+    pub fn environment_has_news(&mut self, name: &str) {
+        self.environment_agenda.now(name);
+        self.stir_leases_of_object(name);
+    }
+
     fn stir_leases_of_object(&mut self, name: &str) {
         if let Some(id) = name.strip_prefix(&self.pool).and_then(|rest| rest.strip_prefix('-')) {
             self.stirred.extend(self.leases_of(id));

@@ -185,7 +185,7 @@ async fn ask(held: &Held, host: &str, link: &Link) {
                     news.extend(book.occupancy.environment_ids_on(host).map(str::to_owned));
                 }
                 for id in &news {
-                    book.environment_agenda.now(object_name(&held.name, id));
+                    book.environment_has_news(&object_name(&held.name, id));
                 }
             });
             tidy(held, host, link, doubted).await;

@@ -6,19 +6,20 @@ use serde_json::{Value, json};
 use super::at_each;
 use crate::suspension::{job, put_to_sleep, until_gone};
 use crate::testbed::gitlab::{Fault, JobId, JobSpec, JobState, Target};
-use crate::testbed::stage::{POOL, SOON, Setting, Stage};
+use crate::testbed::stage::{POOL, SOON, Setting, Stage, condition};
 use crate::testbed::wait::until;
 use crate::traces::{self, on, text, told, until_on};
 
 /// What the scenarios here pass.
 pub const POINTS: &[&[&str]] =
-    &[&REFUSED, &AWAY, &LEFTOVER, &NOTHING_TO_RUN, &KILLED, &CANCELED, &WITHDRAWN, &UNWANTED];
+    &[&REFUSED, &AWAY, &LEFTOVER, &NOTHING_TO_RUN, &KILLED, &WAITING, &CANCELED, &WITHDRAWN, &UNWANTED];
 
 const REFUSED: [&str; 2] = ["tail-recorded", "tail-sent"];
 const AWAY: [&str; 1] = ["tail-offered"];
 const LEFTOVER: [&str; 2] = ["leftover-removed", "slot-seen-clean"];
 const NOTHING_TO_RUN: [&str; 1] = ["lease-failed"];
 const KILLED: [&str; 1] = ["log-sealed-without-suspend"];
+const WAITING: [&str; 1] = ["lease-waiting"];
 const CANCELED: [&str; 3] = ["job-canceled", "environment-frozen-again", "environment-returned"];
 // Others pass these to go on; here nothing of the job is on the host yet, and GitLab has given it up.
 const BOUND: [&str; 2] = ["environment-bound", "lease-assigned"];
@@ -145,6 +146,33 @@ async fn wakes_whole(stage: Stage, key: &str) -> Result<()> {
     let woken = stage.run(job("wakes").environment_key(key).script(["cat marker"])).await?;
     ensure!(woken.state == JobState::Success && woken.log_contains("kept"), "{}", told(&woken));
     until_gone(&stage, key).await?;
+    traces::end(stage).await
+}
+
+#[tokio::test]
+async fn a_resume_says_what_it_waits_for_and_goes_on_when_its_host_is_back() -> Result<()> {
+    let stage = Stage::start("crash-waiting", Setting::pool(json!({}))).await?;
+    at_each(&stage, &WAITING, async |stage, death| {
+        let (_, key) = put_to_sleep(stage, job("sleeps").script(["echo kept > marker"])).await?;
+        stage.hosts[0].stop().await?;
+        stage.until_host("alder", "Unreachable").await?;
+        death.arm(stage).await?;
+        let id = stage.gitlab.enqueue(job(&death.name()).environment_key(&key).script(["cat marker"]));
+        death.fall(stage).await?;
+        let lease = format!("{POOL}-{id}");
+        stage
+            .until_object("joblease", &lease, "it says what it waits for", |lease| {
+                condition(lease, "InstanceReady").1 == "WaitingForEnvironment"
+                    && lease.to_string().contains("waits for instance alder")
+            })
+            .await?;
+        stage.hosts[0].start().await?;
+        let over = stage.until_over(id).await?;
+        ensure!(over.state == JobState::Success && over.log_contains("kept"), "{}", told(&over));
+        stage.lease_over(id).await?;
+        until_gone(stage, &key).await
+    })
+    .await?;
     traces::end(stage).await
 }
 

@@ -1,11 +1,13 @@
 //! Deaths while a move is given up, an environment is lost, and one that no object knows any more is adopted.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use aws_sdk_ec2::types::Tag;
 use serde_json::{Value, json};
 
 use super::{alone, give_everything_back, nothing_is_kept, sleeps, wakes};
-use crate::crash_points::{Death, MOMENTS, at_each, in_turn};
+use crate::crash_points::{MOMENTS, at_each, in_turn};
 use crate::suspension::{job, object_of, until_gone};
 use crate::testbed::cloud::Act;
 use crate::testbed::gitlab::JobState;
@@ -19,6 +21,7 @@ const GIVEN_UP: [&str; 1] = ["move-given-up"];
 const LOST: [&str; 1] = ["environment-lost"];
 const ADOPTED: [&str; 2] = ["environment-adopted", "adoption-told"];
 
+const BOOT: Duration = Duration::from_secs(8);
 const LONG_AGO: &str = "2026-01-01T00:00:00Z";
 
 async fn change_status(stage: &Stage, key: &str, status: &Value) -> Result<()> {
@@ -31,7 +34,8 @@ async fn change_status(stage: &Stage, key: &str, status: &Value) -> Result<()> {
 async fn a_move_that_is_given_up_is_tried_again_and_one_that_is_lost_is_told_as_such() -> Result<()> {
     let stage = Stage::start("crash-lost", alone(json!({}))).await?;
     at_each(&stage, &GIVEN_UP, async |stage, death| {
-        let (key, instance) = stopping(stage, death).await?;
+        let key = sleeps(stage, &format!("sleeps-{}", death.name())).await?;
+        let instance = stopping(stage, &key).await?;
         stage.operator()?.kill()?;
         change_status(stage, &key, &json!({ "moving": { "since": LONG_AGO } })).await?;
         death.arm(stage).await?;
@@ -65,14 +69,46 @@ async fn a_move_that_is_given_up_is_tried_again_and_one_that_is_lost_is_told_as_
     give_everything_back(stage).await
 }
 
-/// One whose instance hangs on its way to Stopped.
-async fn stopping(stage: &Stage, death: &Death) -> Result<(String, String)> {
-    let key = sleeps(stage, &format!("sleeps-{}", death.name())).await?;
-    let instance = text(&stage.asleep(&key).await?["status"]["instance"]);
+/// Lets it hang on its way to Stopped; answers its instance.
+async fn stopping(stage: &Stage, key: &str) -> Result<String> {
+    let instance = text(&stage.asleep(key).await?["status"]["instance"]);
     stage.cloud()?.cloud.act(Act::StopHangs { instance: Some(instance.clone()) }).await?;
-    stage.ask_tier(&key, "Stopped").await?;
+    stage.ask_tier(key, "Stopped").await?;
     stage.cloud()?.until_state(&instance, "stopping").await?;
-    Ok((key, instance))
+    Ok(instance)
+}
+
+/// A job calls it back while its instance goes off, which the next holder finds up again, with nothing mounted: it never got
+/// to Stopped, and its volume is mounted all the same.
+#[tokio::test]
+async fn an_environment_that_is_called_back_as_its_instance_stops_gets_its_volume_back() -> Result<()> {
+    let pool = json!({ "workspaceVolume": { "sizeGiB": 1 } });
+    let mut setting = alone(pool);
+    // Given out again the job would find another way.
+    setting.gitlab.acknowledge_within = Duration::from_secs(120);
+    let stage = Stage::start("crash-called-back", setting).await?;
+    let key = sleeps(&stage, "sleeps").await?;
+    let (cloud, operator) = (stage.cloud()?, stage.operator()?);
+    let instance = stopping(&stage, &key).await?;
+    // What is called back while its host is away has nothing left to do by itself.
+    cloud.machines.boot_late(BOOT)?;
+    let woken = wakes(&stage, "wakes", &key, 2, false);
+    let called_back = async {
+        let is_bound = |senv: &Value| senv["status"]["phase"] == "Resuming";
+        stage.until_object("suspendedenvironment", &object_of(&key)?, "it is bound", is_bound).await?;
+        operator.kill()?;
+        cloud.cloud.act(Act::Restore).await?;
+        cloud.until_state(&instance, "stopped").await?;
+        let starting = cloud.cloud.ec2().start_instances().instance_ids(&instance);
+        starting.send().await.context("failed to start it")?;
+        cloud.until_state(&instance, "running").await?;
+        stage.gitlab.client_restarted();
+        stage.give_up_lease().await?;
+        operator.start_again().await
+    };
+    tokio::try_join!(woken, called_back)?;
+    until_gone(&stage, &key).await?;
+    give_everything_back(stage).await
 }
 
 #[tokio::test]
