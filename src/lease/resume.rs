@@ -154,26 +154,55 @@ fn bound_look(driver: &Driver, found: &SuspendedEnvironment) -> Result<Look, Ref
     match slot_of(found).filter(|_| found.is_hot() && !is_leaving_its_place(found)) {
         // An instance of a cloud that was stopped or given another volume meanwhile is asked first.
         Some(slot) if driver.held.fleet.is_cloud() => {
-            let word = driver.held.inventories.word(&slot.instance, &found.spec.environment_id);
-            let unmounted = environment::unmounted(&driver.held, found);
-            if let Some(volume) = unmounted.filter(|_| word != HostWord::Active) {
-                return Ok(Look::Wait(format!("volume {volume} to be mounted")));
-            }
-            match word {
-                HostWord::Asleep | HostWord::Restarted | HostWord::Active => Ok(Look::Bound(slot)),
-                HostWord::NotAsked | HostWord::Unknown if driver.lease.place().is_some() => {
-                    Ok(Look::Bound(slot))
-                }
-                HostWord::NotAsked => Ok(Look::Wait(format!("instance {} to answer", slot.instance))),
-                // What lies on a volume of its own is given to its host again from what was saved.
-                HostWord::Unknown if status.is_some_and(|status| status.volume.is_some()) => {
-                    Ok(Look::Wait(format!("instance {} to be told of the environment again", slot.instance)))
-                }
-                HostWord::Unknown => Err(Refusal::UnknownToHost),
-            }
+            let place = Place {
+                instance: &slot.instance,
+                answers: driver.held.hosts.link(&slot.instance).is_some(),
+                unmounted: environment::unmounted(&driver.held, found),
+                word: driver.held.inventories.word(&slot.instance, &found.spec.environment_id),
+                has_volume: status.is_some_and(|status| status.volume.is_some()),
+                is_assigned: driver.lease.place().is_some(),
+            };
+            Ok(place.waits_for()?.map_or(Look::Bound(slot.clone()), Look::Wait))
         }
         Some(slot) => Ok(Look::Bound(slot)),
         None => Ok(Look::Wait(format!("the environment to come back: {}", on.unwrap_or_default()))),
+    }
+}
+
+/// The slot in a cloud of an environment that is a job's.
+#[derive(Debug)]
+struct Place<'a> {
+    instance: &'a str,
+    /// Whether there is a link to it. What it has listed may be of before it was stopped.
+    answers: bool,
+    /// The volume that is to be mounted there, if it answers and has not.
+    unmounted: Option<String>,
+    word: HostWord,
+    has_volume: bool,
+    /// Whether the lease says so already.
+    is_assigned: bool,
+}
+
+impl Place<'_> {
+    /// What the job has to wait for before it is sent there.
+    fn waits_for(self) -> Result<Option<String>, Refusal> {
+        let instance = self.instance;
+        if !self.answers && !self.is_assigned {
+            return Ok(Some(format!("instance {instance} to answer")));
+        }
+        if let Some(volume) = self.unmounted.filter(|_| self.word != HostWord::Active) {
+            return Ok(Some(format!("volume {volume} to be mounted")));
+        }
+        match self.word {
+            HostWord::Asleep | HostWord::Restarted | HostWord::Active => Ok(None),
+            HostWord::NotAsked | HostWord::Unknown if self.is_assigned => Ok(None),
+            HostWord::NotAsked => Ok(Some(format!("instance {instance} to say what it has"))),
+            // What lies on a volume of its own is given to its host again from what was saved.
+            HostWord::Unknown if self.has_volume => {
+                Ok(Some(format!("instance {instance} to be told of the environment again")))
+            }
+            HostWord::Unknown => Err(Refusal::UnknownToHost),
+        }
     }
 }
 
@@ -293,6 +322,52 @@ pub async fn write(
             // The cache holds the newer version now.
             Err(error) if is_conflict(&error) => {}
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place() -> Place<'static> {
+        Place {
+            instance: "i-1",
+            answers: true,
+            unmounted: None,
+            word: HostWord::Asleep,
+            has_volume: true,
+            is_assigned: false,
+        }
+    }
+
+    fn waits(place: Place<'_>) -> String {
+        place.waits_for().unwrap().unwrap_or_else(|| "nothing".to_owned())
+    }
+
+    #[test]
+    fn a_job_is_sent_where_its_environment_is_whole_and_nowhere_else() {
+        assert_eq!(waits(place()), "nothing");
+        assert_eq!(waits(Place { word: HostWord::Restarted, ..place() }), "nothing");
+        // What an instance listed before it was stopped says nothing of how it comes up again.
+        assert_eq!(waits(Place { answers: false, ..place() }), "instance i-1 to answer");
+        let unmounted = || Place { unmounted: Some("vol-1".to_owned()), ..place() };
+        assert_eq!(waits(unmounted()), "volume vol-1 to be mounted");
+        assert_eq!(waits(Place { word: HostWord::Active, ..unmounted() }), "nothing");
+        assert_eq!(waits(Place { word: HostWord::NotAsked, ..place() }), "instance i-1 to say what it has");
+        let forgotten = || Place { word: HostWord::Unknown, ..place() };
+        assert_eq!(waits(forgotten()), "instance i-1 to be told of the environment again");
+        let lost = Place { has_volume: false, ..forgotten() };
+        assert!(matches!(lost.waits_for(), Err(Refusal::UnknownToHost)));
+    }
+
+    #[test]
+    fn a_slot_that_the_lease_names_already_is_gone_on_with() {
+        for word in [HostWord::NotAsked, HostWord::Unknown, HostWord::Asleep] {
+            for answers in [false, true] {
+                let assigned = Place { is_assigned: true, has_volume: false, answers, word, ..place() };
+                assert_eq!(waits(assigned), "nothing");
+            }
         }
     }
 }
