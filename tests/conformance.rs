@@ -14,8 +14,10 @@ mod archives;
 mod case;
 mod expect;
 mod faults;
+mod own;
 mod play;
 mod stages;
+mod surface;
 mod uploads;
 
 use case::Case;
@@ -74,6 +76,9 @@ async fn told(case: &Case) -> Result<()> {
 }
 
 async fn played(case: &Case) -> Result<()> {
+    if let Some(own) = &case.own {
+        return own::play(case, own).await;
+    }
     let playground = stages::stage_for(case).await?;
     let _own = playground.turns.acquire().await?;
     let _all = stages::TURNS.acquire().await?;
