@@ -69,10 +69,11 @@ pub async fn tells_no_secret(stage: &Stage) -> Result<()> {
     let events = serde_json::to_string(&stage.list("events").await?)?;
     let log = stage.operator()?.log()?;
     let metrics = stage.operator()?.metrics().await?;
+    // How tokens begin may be said, as it is of one that is refused.
+    let tokens = Regex::new(r"gl(rt|pat)-\w")?;
     for (place, text) in [("the pool", &pool), ("Events", &events), ("the log", &log), ("metrics", &metrics)]
     {
-        // How tokens begin may be said, as it is of one that is refused.
-        let token = Regex::new(r"gl(rt|pat)-\w")?.find(text);
+        let token = tokens.find(text);
         ensure!(token.is_none(), "a token is in {place}: {token:?}");
     }
     Ok(())

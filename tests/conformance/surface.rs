@@ -237,7 +237,7 @@ impl Surface {
         let metrics = stage.operator()?.metrics().await?;
         for wish in &self.metrics {
             let test = wish.test(fill)?;
-            if !metrics.lines().any(|line| test(line)) {
+            if !metrics.lines().any(test) {
                 found.push(format!("the metrics have no line {wish:?}"));
             }
         }
