@@ -14,15 +14,17 @@ mod archives;
 mod case;
 mod expect;
 mod faults;
+mod own;
 mod play;
 mod stages;
+mod surface;
 mod uploads;
 
 use case::Case;
 
 /// Cases that there are at least, of an area and of all.
 const LEAST_OF_AN_AREA: usize = 5;
-const LEAST_OF_ALL: usize = 300;
+const LEAST_OF_ALL: usize = 330;
 
 /// A test for each area, and the list of them.
 macro_rules! areas {
@@ -37,7 +39,23 @@ macro_rules! areas {
     };
 }
 
-areas![cache, artifacts, cancel, deaths, kinds, log, reasons, reports, sources, suspend, timeouts, variables];
+areas![
+    artifacts,
+    cache,
+    cancel,
+    deaths,
+    kinds,
+    log,
+    manager,
+    reasons,
+    registration,
+    reports,
+    sources,
+    suspend,
+    timeouts,
+    tokens,
+    variables,
+];
 
 /// Plays the cases of an area.
 async fn play_area(area: &'static str) -> Result<()> {
@@ -74,6 +92,9 @@ async fn told(case: &Case) -> Result<()> {
 }
 
 async fn played(case: &Case) -> Result<()> {
+    if let Some(own) = &case.own {
+        return own::play(case, own).await;
+    }
     let playground = stages::stage_for(case).await?;
     let _own = playground.turns.acquire().await?;
     let _all = stages::TURNS.acquire().await?;

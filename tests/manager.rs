@@ -1,5 +1,5 @@
 //! What people who ran gitlab-runner find of it here: its connections, its requests for jobs, its figures, its list of jobs.
 
-mod connections;
+pub mod connections;
 mod figures;
 mod requests;

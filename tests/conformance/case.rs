@@ -12,6 +12,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::expect::Expect;
+use super::own::{Access, Given, Own, Which};
+use super::surface::Surface;
 
 /// A behaviour, as a job that shows it.
 #[derive(Clone, Debug, Deserialize)]
@@ -29,6 +31,9 @@ pub struct Case {
     /// job finds the workspace of the one before.
     #[serde(default)]
     pub alone: bool,
+    /// It has a stage of its own, which this says what it is like.
+    #[serde(default)]
+    pub own: Option<Own>,
     /// Repositories by project; a job's own is called `<<project>>`.
     #[serde(default)]
     pub repositories: BTreeMap<String, Vec<Commit>>,
@@ -41,8 +46,25 @@ pub struct Case {
     /// Jobs that run before, in order.
     #[serde(default)]
     pub before: Vec<Job>,
+    /// Jobs that run already when the job is queued, and end when they end.
+    #[serde(default)]
+    pub beside: Vec<Job>,
     /// The job.
     pub job: Job,
+    /// What is done and seen once it is over.
+    #[serde(default)]
+    pub afterwards: Vec<Afterwards>,
+}
+
+/// Something that is done to a stage, and what is to be seen then.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Afterwards {
+    /// What.
+    #[serde(default, rename = "do")]
+    pub deed: Option<Deed>,
+    /// What is to be seen.
+    pub seen: Surface,
 }
 
 /// How objects are named.
@@ -125,6 +147,10 @@ pub struct Job {
     pub allow_git_fetch: Option<bool>,
     /// Seconds it may take.
     pub timeout: Option<u64>,
+    /// Tags the runner must have.
+    pub tags: Vec<String>,
+    /// The runner that alone may take it.
+    pub runner: Option<Which>,
     /// Whether its ref is protected.
     pub protected: Option<bool>,
     /// The reasons the server lists.
@@ -274,8 +300,19 @@ pub enum On {
     Storage,
     /// git.
     Git,
-    /// Requests for a job, whichever. The case is `alone`.
+    /// Requests for a job, whichever. The case is `alone`, or has a stage of its own.
     Request,
+    /// The creation of a runner. The case has a stage of its own.
+    CreateRunner,
+    /// The replacement of a runner's token. The case has a stage of its own.
+    ResetToken,
+}
+
+impl On {
+    /// Whether these are calls of a stage, about no job.
+    pub fn is_of_all(self) -> bool {
+        matches!(self, Self::Request | Self::CreateRunner | Self::ResetToken)
+    }
 }
 
 /// Something that is done to a job.
@@ -301,9 +338,11 @@ pub enum After {
     Running,
     /// A command on any of the hosts succeeds; for what GitLab cannot see.
     Host(String),
+    /// All of this is to be seen. The case has a stage of its own.
+    Seen(Box<Surface>),
 }
 
-/// What is done to a job.
+/// What is done to a job, or from `Pool` on to a stage of the case's own.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Deed {
@@ -313,7 +352,7 @@ pub enum Deed {
     CancelHard,
     /// GitLab answers every call about it with 404.
     Forget,
-    /// The operator dies by SIGKILL and is started again. The case is `alone`.
+    /// The operator dies by SIGKILL and is started again. The case is `alone`, or has a stage of its own.
     KillOperator,
     /// GitLab asks for this many seconds between updates.
     Interval(u64),
@@ -323,19 +362,90 @@ pub enum Deed {
     Host(String),
     /// GitLab drops it for this reason.
     Drop(String),
+    /// Merged into the spec of the pool.
+    Pool(Value),
+    /// Another token is put into the Secret that the pool takes it from.
+    Token(Given),
+    /// An access token that may do this is put into its Secret.
+    Access(Access),
+    /// A Secret is deleted.
+    DeleteSecret(String),
+    /// The server and the pool get certificates of another authority, and connections are cut.
+    ReplaceCertificates,
+    /// The pool is deleted; nobody waits for its end.
+    DeletePool,
+}
+
+impl Deed {
+    /// Whether it is done to a stage of the case's own.
+    pub fn is_of_own(&self) -> bool {
+        matches!(
+            self,
+            Self::Pool(_)
+                | Self::Token(_)
+                | Self::Access(_)
+                | Self::DeleteSecret(_)
+                | Self::ReplaceCertificates
+                | Self::DeletePool
+        )
+    }
 }
 
 impl Case {
     /// Everything a case says, to be looked through for mistakes that reading does not find.
     fn check(&self) -> Result<()> {
         ensure!(self.about.trim().len() > 10, "`about` does not say what is shown");
-        ensure!(self.job.expect.says_more_than_an_exit_code(), "nothing but an exit code is expected");
-        let kills = |job: &Job| job.control.iter().any(|step| matches!(step.deed, Deed::KillOperator));
-        let is_rough = self.before.iter().chain([&self.job]).any(kills);
-        ensure!(!is_rough || self.alone, "it kills the operator: say `alone: true`");
+        let surfaces: Vec<&Surface> = self.surfaces().collect();
+        let says_more = self.job.expect.says_more_than_an_exit_code() || !surfaces.is_empty();
+        ensure!(says_more, "nothing but an exit code is expected");
+        ensure!(
+            surfaces.iter().all(|surface| !surface.is_empty()),
+            "nothing is to be seen where `seen` stands"
+        );
+        let may_disturb = self.alone || self.own.is_some();
+        let kills = self.controls().any(|step| matches!(step.deed, Deed::KillOperator));
+        ensure!(!kills || may_disturb, "it kills the operator: say `alone: true`");
         let limits_all = self.job.faults.iter().any(|fault| fault.on == On::Request);
-        ensure!(!limits_all || self.alone, "its fault is for everybody's requests: say `alone: true`");
+        ensure!(!limits_all || may_disturb, "its fault is for everybody's requests: say `alone: true`");
+        ensure!(!self.alone || self.own.is_none(), "a stage of its own is `alone` already");
+        let beside = self.beside.iter();
+        ensure!(beside.clone().all(|job| job.control.is_empty()), "control of a job beside is the job's");
+        let later = self.afterwards.iter().filter_map(|step| step.deed.as_ref());
+        ensure!(later.clone().all(Deed::is_of_own), "what is done afterwards is done to the stage");
+        let needs_own = !surfaces.is_empty()
+            || self.controls().map(|step| &step.deed).chain(later).any(Deed::is_of_own)
+            || self.every_job().any(Job::needs_own_stage);
+        ensure!(!needs_own || self.own.is_some(), "it needs a stage of its own: say `own: {{}}`");
         Ok(())
+    }
+
+    /// All of its jobs.
+    fn every_job(&self) -> impl Iterator<Item = &Job> {
+        self.before.iter().chain(&self.beside).chain([&self.job])
+    }
+
+    /// All that is done while jobs run.
+    pub fn controls(&self) -> impl Iterator<Item = &Control> {
+        self.every_job().flat_map(|job| &job.control)
+    }
+
+    /// All that is to be seen besides jobs.
+    fn surfaces(&self) -> impl Iterator<Item = &Surface> {
+        let meanwhile = self.controls().filter_map(|step| match &step.after {
+            After::Seen(surface) => Some(&**surface),
+            _ => None,
+        });
+        meanwhile.chain(self.afterwards.iter().map(|step| &step.seen))
+    }
+}
+
+impl Job {
+    /// Whether it says what is there on stages of their own only.
+    fn needs_own_stage(&self) -> bool {
+        let faults = self.faults.iter().map(|fault| fault.on);
+        self.runner.is_some()
+            || self.expect.ran_on.is_some()
+            || faults.into_iter().any(|on| on.is_of_all() && on != On::Request)
     }
 }
 

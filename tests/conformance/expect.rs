@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use regex::Regex;
 use serde::Deserialize;
 
+use super::own::Which;
 use super::uploads::{self, Upload};
 use crate::testbed::gitlab::{JobState, JobView};
 
@@ -61,6 +62,10 @@ pub struct Expect {
     pub within: Option<u64>,
     /// Fewest seconds from running to the end.
     pub takes: Option<u64>,
+    /// The runner that ran it. The case has a stage of its own.
+    pub ran_on: Option<Which>,
+    /// Jobs, by name, that were over before a runner took it.
+    pub after_jobs: Vec<String>,
 }
 
 /// How a job ended, for GitLab.
@@ -89,7 +94,8 @@ pub struct Gaps {
     pub least: u64,
 }
 
-type LineTest = Box<dyn Fn(&str) -> bool>;
+/// Whether a line is so.
+pub type LineTest = Box<dyn Fn(&str) -> bool>;
 
 /// Something about a line as a person sees it, without colours and section marks.
 #[derive(Clone, Debug, Deserialize)]
@@ -163,6 +169,8 @@ impl Expect {
             || !self.artifacts.is_empty()
             || !self.host.is_empty()
             || self.updates.is_some()
+            || self.ran_on.is_some()
+            || !self.after_jobs.is_empty()
     }
 
     /// What differs, a line each. `fill` puts in what is known only of the job that ran.
@@ -339,7 +347,8 @@ fn last_word(job: &JobView) -> (i64, Option<String>) {
 }
 
 impl Line {
-    fn test(&self, fill: &impl Fn(&str) -> String) -> Result<LineTest> {
+    /// What tells whether a line is so.
+    pub fn test(&self, fill: &impl Fn(&str) -> String) -> Result<LineTest> {
         Ok(match self {
             Self::Holds(text) => {
                 let text = fill(text);

@@ -12,7 +12,9 @@ use super::archives;
 use super::case::{
     After, Case, Commit, Control, Deed, FaultSeed, Job, ObjectFormat, On, SuspendAt, Variable,
 };
+use super::own::Ground;
 use super::stages::Playground;
+use super::surface::Surface;
 use crate::testbed::gitlab::{Action, Fault, FaultId, GitRepo, JobId, JobSpec, JobView, Request, Target};
 use crate::testbed::hosts::Host;
 use crate::testbed::stage::{SOON, Stage, merge};
@@ -22,9 +24,17 @@ use crate::traces::on;
 /// Where slots with users of their own have their workspaces.
 const BUILDS: &str = "/builds";
 
+/// A job in the queue.
+struct Queued {
+    id: JobId,
+    at: Timestamp,
+}
+
 /// A case being played.
 struct Play<'a> {
     stage: &'a Stage,
+    /// What a stage of the case's own has besides.
+    own: Option<&'a Ground>,
     case: &'a Case,
     project: String,
     repositories: BTreeMap<String, GitRepo>,
@@ -40,12 +50,13 @@ pub async fn play(playground: &Playground, case: &Case) -> Result<()> {
     let stem = case.name.rsplit('/').next().unwrap_or(&case.name);
     let mut play = Play {
         stage: &playground.stage,
+        own: playground.own.as_ref(),
         case,
         project: format!("conformance/{stem}"),
         repositories: BTreeMap::new(),
         jobs: BTreeMap::new(),
         key: None,
-        faults: Vec::new(),
+        faults: playground.own.as_ref().map(|own| own.faults.clone()).unwrap_or_default(),
     };
     let mut waiting: Vec<(&String, &Vec<Commit>)> = case.repositories.iter().collect();
     while !waiting.is_empty() {
@@ -66,7 +77,22 @@ pub async fn play(playground: &Playground, case: &Case) -> Result<()> {
     for job in &case.before {
         play.job(job).await.with_context(|| format!("the job before, {:?}", job.name))?;
     }
+    let mut beside = Vec::new();
+    for job in &case.beside {
+        let queued = play.queue(job)?;
+        play.stage.gitlab.wait_for(queued.id, |job| job.running_at.is_some(), SOON).await?;
+        beside.push((job, queued));
+    }
     play.job(&case.job).await?;
+    for (job, queued) in beside {
+        play.conclude(job, queued).await.with_context(|| format!("the job beside, {:?}", job.name))?;
+    }
+    for step in &case.afterwards {
+        if let Some(deed) = &step.deed {
+            play.own()?.carry_out(play.stage, deed).await?;
+        }
+        play.until_seen(&step.seen, None).await.with_context(|| format!("after {:?}", step.deed))?;
+    }
     play.every_fault_hit()
 }
 
@@ -111,18 +137,8 @@ impl Play<'_> {
 
     /// Runs a job and compares.
     async fn job(&mut self, job: &Job) -> Result<()> {
-        let spec = self.spec(job)?;
-        let name = self.name(job);
-        let (of_all, own): (Vec<&FaultSeed>, Vec<&FaultSeed>) =
-            job.faults.iter().partition(|seed| seed.on == On::Request);
-        let began = Timestamp::now();
-        for seed in of_all {
-            self.faults.push((self.stage.gitlab.inject(fault(seed)?), seed.clone()));
-        }
-        let faults: Vec<Fault> = own.iter().map(|seed| fault(seed)).collect::<Result<_>>()?;
-        let (id, faults) = self.stage.gitlab.enqueue_with(spec, faults);
-        self.faults.extend(faults.into_iter().zip(own.into_iter().cloned()));
-        self.jobs.insert(name, id);
+        let queued = self.queue(job)?;
+        let id = queued.id;
         for control in &job.control {
             match self.control(id, control).await {
                 Ok(fault) => self.faults.extend(fault),
@@ -132,14 +148,37 @@ impl Play<'_> {
                 }
             }
         }
+        self.conclude(job, queued).await
+    }
+
+    /// Puts a job into the queue, with what goes wrong from the start.
+    fn queue(&mut self, job: &Job) -> Result<Queued> {
+        let spec = self.spec(job)?;
+        let name = self.name(job);
+        let (of_all, own): (Vec<&FaultSeed>, Vec<&FaultSeed>) =
+            job.faults.iter().partition(|seed| seed.on.is_of_all());
+        let at = Timestamp::now();
+        for seed in of_all {
+            self.faults.push((self.stage.gitlab.inject(fault(seed)?), seed.clone()));
+        }
+        let faults: Vec<Fault> = own.iter().map(|seed| fault(seed)).collect::<Result<_>>()?;
+        let (id, faults) = self.stage.gitlab.enqueue_with(spec, faults);
+        self.faults.extend(faults.into_iter().zip(own.into_iter().cloned()));
+        self.jobs.insert(name, id);
+        Ok(Queued { id, at })
+    }
+
+    /// Waits for a job's end and compares.
+    async fn conclude(&mut self, job: &Job, queued: Queued) -> Result<()> {
+        let Queued { id, at } = queued;
         let deadline = job.deadline.map_or(SOON, Duration::from_secs);
         let over = self.stage.gitlab.wait_until_over(id, deadline).await?;
         // One that needs what the runner does not list is GitLab's own to end.
-        if over.picked_up_at.is_some() {
+        if over.picked_up_at.is_some() && !self.takes_the_pool_away() {
             self.stage.lease_over(id).await?;
         }
         let mut differences = self.differences(job, &over).await?;
-        differences.extend(self.heard_too_soon(job, id, began).await?);
+        differences.extend(self.heard_too_soon(job, id, at).await?);
         self.key.clone_from(&over.environment_key);
         if let Some(key) = &self.key {
             self.stage.asleep(key).await?;
@@ -213,6 +252,7 @@ impl Play<'_> {
                 found.push(format!("the result was told {told} times, not {wished}"));
             }
         }
+        found.extend(self.misplaced(job, over)?);
         let Some((host, _)) = place else { return Ok(found) };
         for wish in &job.expect.host {
             let command = fill(&wish.run);
@@ -231,6 +271,41 @@ impl Play<'_> {
             }
         }
         Ok(found)
+    }
+
+    /// Whether another runner ran a job than was to, or too soon.
+    fn misplaced(&self, job: &Job, over: &JobView) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        if let Some(which) = job.expect.ran_on {
+            let (is, wished) = (over.runner, self.own()?.runner(self.stage, which));
+            if is != Some(wished) {
+                found.push(format!("it ran on {is:?}, not on the {which:?} one, {wished}"));
+            }
+        }
+        for name in &job.expect.after_jobs {
+            let other = self.jobs.get(name).with_context(|| format!("no job is called {name:?}"))?;
+            let ended = self.stage.gitlab.job(*other).and_then(|other| other.finished_at);
+            let is_later = over.picked_up_at.zip(ended).is_some_and(|(taken, ended)| taken >= ended);
+            if !is_later {
+                found.push(format!("it was taken at {:?}, {name} was over at {ended:?}", over.picked_up_at));
+            }
+        }
+        Ok(found)
+    }
+
+    fn own(&self) -> Result<&Ground> {
+        self.own.context("the case has no stage of its own")
+    }
+
+    /// Whether nothing of the pool is left to look at once its jobs are over.
+    fn takes_the_pool_away(&self) -> bool {
+        self.case.controls().any(|step| matches!(step.deed, Deed::DeletePool))
+    }
+
+    async fn until_seen(&self, surface: &Surface, id: Option<JobId>) -> Result<()> {
+        let job = id.and_then(|id| self.stage.gitlab.job(id));
+        let fill = |text: &str| self.fill(text, job.as_ref());
+        surface.until_seen(self.stage, self.own()?, id, &fill).await
     }
 
     /// The host a job ran on, and its workspace there.
@@ -294,6 +369,12 @@ impl Play<'_> {
         }
         if let Some(timeout) = job.timeout {
             spec = spec.timeout(Duration::from_secs(timeout));
+        }
+        for tag in &job.tags {
+            spec = spec.tag(tag);
+        }
+        if let Some(which) = job.runner {
+            spec = spec.for_runner(self.own()?.runner(self.stage, which));
         }
         if let Some(protected) = job.protected {
             spec = spec.protected(protected);
@@ -399,6 +480,7 @@ impl Play<'_> {
             After::Log(text) => drop(gitlab.wait_for_log(id, &fill(text), SOON).await?),
             After::HandedOut => drop(gitlab.wait_for(id, |job| job.picked_up_at.is_some(), SOON).await?),
             After::Running => drop(gitlab.wait_for(id, |job| job.running_at.is_some(), SOON).await?),
+            After::Seen(surface) => self.until_seen(surface, Some(id)).await?,
             After::Host(command) => {
                 let command = fill(command);
                 until(&format!("{command:?} succeeds on a host"), SOON, async || {
@@ -421,13 +503,23 @@ impl Play<'_> {
             Deed::Forget => gitlab.forget(id),
             Deed::KillOperator => self.stage.crash_operator().await?,
             Deed::Interval(seconds) => gitlab.set_update_interval(id, *seconds),
-            Deed::Fault(seed) => return Ok(Some((gitlab.inject(fault(seed)?.job(id)), seed.clone()))),
+            Deed::Fault(seed) => {
+                let fault = fault(seed)?;
+                let fault = if seed.on.is_of_all() { fault } else { fault.job(id) };
+                return Ok(Some((gitlab.inject(fault), seed.clone())));
+            }
             Deed::Host(command) => {
                 for host in &self.stage.hosts {
                     on(host, &fill(command)).await?;
                 }
             }
             Deed::Drop(reason) => gitlab.drop_job(id, reason),
+            Deed::Pool(_)
+            | Deed::Token(_)
+            | Deed::Access(_)
+            | Deed::DeleteSecret(_)
+            | Deed::ReplaceCertificates
+            | Deed::DeletePool => self.own()?.carry_out(self.stage, &control.deed).await?,
         }
         Ok(None)
     }
@@ -475,7 +567,8 @@ fn repetition(text: &str) -> Option<(Range<usize>, String)> {
     })
 }
 
-fn fault(seed: &FaultSeed) -> Result<Fault> {
+/// A fault as the stand-in takes it.
+pub fn fault(seed: &FaultSeed) -> Result<Fault> {
     let target = match seed.on {
         On::Update => Target::Update,
         On::Running => Target::UpdateTo("running"),
@@ -485,6 +578,8 @@ fn fault(seed: &FaultSeed) -> Result<Fault> {
         On::Storage => Target::Storage,
         On::Git => Target::Git,
         On::Request => Target::RequestJob,
+        On::CreateRunner => Target::CreateRunner,
+        On::ResetToken => Target::ResetToken,
     };
     let action = match (seed.answer, seed.delay, seed.lost) {
         (Some(status), None, false) => Action::Refuse(status, Vec::new()),

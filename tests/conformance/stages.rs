@@ -1,5 +1,5 @@
 //! The stages cases play on: one for all that ask for nothing else, one for each pool some ask for, and one with a
-//! single slot, on which one case follows another.
+//! single slot, on which one case follows another. Those that one case has for itself are in `own`.
 //!
 //! They live as long as the process, like the control plane below them, and so does the runtime that serves them: the
 //! areas are tests with threads of their own.
@@ -13,6 +13,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::case::Case;
+use super::own::Ground;
 use crate::testbed::gitlab::Options;
 use crate::testbed::hosts::HostSpec;
 use crate::testbed::stage::{Setting, Stage, merge};
@@ -26,6 +27,8 @@ pub struct Playground {
     pub stage: Stage,
     /// Turns on it.
     pub turns: Semaphore,
+    /// What it has besides where it is one case's own.
+    pub own: Option<Ground>,
 }
 
 /// What all areas share.
@@ -64,7 +67,7 @@ async fn open(changes: Value, alone: bool) -> Result<Arc<Playground>> {
         ..Setting::default()
     };
     let stage = Stage::start("conformance", setting).await?;
-    Ok(Arc::new(Playground { stage, turns: Semaphore::new(if alone { 1 } else { AT_A_TIME }) }))
+    Ok(Arc::new(Playground { stage, turns: Semaphore::new(if alone { 1 } else { AT_A_TIME }), own: None }))
 }
 
 /// What the stages that are open have to say against the product besides what belongs to a job.

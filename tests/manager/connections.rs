@@ -10,12 +10,13 @@ use crate::testbed::stage::{POOL, Setting, Stage};
 use crate::testbed::tls::{Authority, Issued, TlsFront, self_signed};
 use crate::traces::next_job_runs;
 
-fn address(stage: &Stage) -> Result<SocketAddr> {
+/// Where its GitLab listens.
+pub fn address(stage: &Stage) -> Result<SocketAddr> {
     Ok(stage.gitlab.url().rsplit('/').next().context("an empty URL")?.parse()?)
 }
 
 /// Puts certificates to trust where the pool looks for them.
-async fn trust(stage: &Stage, authorities: &[&Authority]) -> Result<()> {
+pub async fn trust(stage: &Stage, authorities: &[&Authority]) -> Result<()> {
     let pem: Vec<String> = authorities.iter().map(|known| known.certificate()).collect::<Result<_>>()?;
     stage
         .apply(&json!({
@@ -27,7 +28,7 @@ async fn trust(stage: &Stage, authorities: &[&Authority]) -> Result<()> {
 }
 
 /// Puts the certificate to show where the pool looks for it.
-async fn show(stage: &Stage, issued: &Issued) -> Result<()> {
+pub async fn show(stage: &Stage, issued: &Issued) -> Result<()> {
     stage
         .apply(&json!({
             "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
@@ -37,14 +38,15 @@ async fn show(stage: &Stage, issued: &Issued) -> Result<()> {
         .await
 }
 
-fn over(front: &TlsFront, more: Value) -> Value {
+/// Changes of a pool that lead it to GitLab by a relay, and more.
+pub fn over(front: &TlsFront, more: Value) -> Value {
     let mut pool = json!({ "gitlab": { "url": front.url() } });
     crate::testbed::stage::merge(&mut pool, more);
     pool
 }
 
 /// What a pool names of both.
-fn certificates() -> Value {
+pub fn certificates() -> Value {
     json!({ "gitlab": {
         "caBundle": { "name": "gitlab-ca", "key": "ca.pem" },
         "clientCertificateSecretRef": { "name": "gitlab-client" },
