@@ -114,8 +114,13 @@ fn storage_step(view: &View<'_>) -> Step {
             let is_there = volume.attachment.as_ref().is_some_and(|known| known.instance == instance);
             is_there && view.facts.fate(instance) == Fate::Running
         });
-        let keys: Vec<String> =
+        let mut keys: Vec<String> =
             volume.tags.keys().filter(|key| tags::is_of_environment(key)).cloned().collect();
+        // Written when a job woke it, which may be a moment ago and not in the look yet.
+        let resumed_at = tags::RESUMED_AT.to_owned();
+        if !keys.is_empty() && !keys.contains(&resumed_at) {
+            keys.push(resumed_at);
+        }
         let wait = Step::Wait(format!("volume {} to be gone", volume.id));
         return match &volume.attachment {
             Some(_) if in_slot && is_emptied(view, &volume.id) => match keys.is_empty() {

@@ -65,8 +65,11 @@ impl Sleepers {
                 place.or_else(|| environment.place().map(|(instance, slot)| (instance.to_owned(), slot)));
             all.known.insert(id.clone(), place.as_ref().map(|(instance, _)| instance.clone()));
             all.volumes.extend(status.volume.iter().map(|volume| volume.id.clone()));
-            // What is being given back loses its tags on purpose; of what is lost nothing is there.
-            if environment.metadata.deletion_timestamp.is_none() && environment.phase() != Phase::Lost {
+            // What is being given back loses its tags on purpose; of what is lost nothing is there. What was written a moment
+            // ago is not in the look yet, and not missing.
+            let is_kept =
+                environment.metadata.deletion_timestamp.is_none() && environment.phase() != Phase::Lost;
+            if is_kept && held.fleet.is_fresh(&name) {
                 let volume = status.volume.as_ref().map(|volume| &volume.id);
                 let snapshot = status.snapshot.as_ref().map(|snapshot| &snapshot.id);
                 let tags = tags::of_environment(environment, &held.shared.cluster_id);

@@ -17,8 +17,9 @@ use super::{figures, load, tiers};
 
 const LOOK: Budget = Budget { name: "aws-calls-per-look", bound: Bound::AtMost, limit: 8.0, unit: "calls" };
 const PLAIN: Budget = Budget { name: "aws-changes-per-job", bound: Bound::AtMost, limit: 0.0, unit: "calls" };
+// Saved, woken and freed: a tag each for whoever has only the account left.
 const HOT: Budget =
-    Budget { name: "aws-changes-per-suspend-hot", bound: Bound::AtMost, limit: 2.0, unit: "calls" };
+    Budget { name: "aws-changes-per-suspend-hot", bound: Bound::AtMost, limit: 3.0, unit: "calls" };
 const DETACHED: Budget =
     Budget { name: "aws-changes-per-suspend-detached", bound: Bound::AtMost, limit: 14.0, unit: "calls" };
 
