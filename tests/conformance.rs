@@ -71,6 +71,9 @@ async fn play_area(area: &'static str) -> Result<()> {
         }
     }
     failures.extend(stages::complaints());
+    if let Err(error) = stages::area_is_over(AREAS.len()).await {
+        failures.push(format!("a stage cannot be ended: {error:#}"));
+    }
     ensure!(
         failures.is_empty(),
         "{} of {} cases of {area} failed:\n\n{}",

@@ -1,10 +1,11 @@
 //! The stages cases play on: one for all that ask for nothing else, one for each pool some ask for, and one with a
 //! single slot, on which one case follows another. Those that one case has for itself are in `own`.
 //!
-//! They live as long as the process, like the control plane below them, and so does the runtime that serves them: the
-//! areas are tests with threads of their own.
+//! They live until the last area is over; the runtime that serves them lives as long as the process, like the control plane
+//! below them: the areas are tests with threads of their own.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use anyhow::Result;
@@ -68,6 +69,23 @@ async fn open(changes: Value, alone: bool) -> Result<Arc<Playground>> {
     };
     let stage = Stage::start("conformance", setting).await?;
     Ok(Arc::new(Playground { stage, turns: Semaphore::new(if alone { 1 } else { AT_A_TIME }), own: None }))
+}
+
+/// Ends the stages when the last of all areas is over: operators that nobody needs would slow down every test after them.
+/// Where only some areas are played, they live as long as the process.
+pub async fn area_is_over(areas: usize) -> Result<()> {
+    static OVER: AtomicUsize = AtomicUsize::new(0);
+    if OVER.fetch_add(1, Ordering::SeqCst) + 1 < areas {
+        return Ok(());
+    }
+    let stages = std::mem::take(&mut *STAGES.lock().unwrap_or_else(PoisonError::into_inner));
+    for cell in stages.into_values() {
+        let playground = Arc::into_inner(cell).and_then(OnceCell::into_inner).and_then(Arc::into_inner);
+        if let Some(playground) = playground {
+            playground.stage.end().await?;
+        }
+    }
+    Ok(())
 }
 
 /// What the stages that are open have to say against the product besides what belongs to a job.
