@@ -134,8 +134,7 @@ impl Book {
             self.environment_agenda.at(name, None);
             self.drop_step(name);
         }
-        self.environment_agenda.now(name);
-        self.stir_leases_of_object(name);
+        self.environment_has_news(name);
     }
 
     /// How a host is now. Where that is news, everything that lies on it is looked at again.
@@ -153,8 +152,7 @@ impl Book {
     fn stir_instance(&mut self, name: &str) {
         let environments: Vec<String> = self.occupancy.environments_on(name).map(str::to_owned).collect();
         for environment in environments {
-            self.stir_leases_of_object(&environment);
-            self.environment_agenda.now(environment);
+            self.environment_has_news(&environment);
         }
         let leases: Vec<String> = self.occupancy.leases_on(name).map(str::to_owned).collect();
         self.stirred.extend(leases);
@@ -267,17 +265,12 @@ impl Book {
 
     /// One of its leases has changed: whether a job uses it may be another thing now.
     fn touch_environment(&mut self, id: &str) {
-        self.environment_agenda.now(object_name(&self.pool, id));
-        self.stirred.extend(self.leases_of(id));
+        self.environment_has_news(&object_name(&self.pool, id));
     }
 
     /// Something that no object says has changed about an environment: it is looked at again, and so is what waits for it.
     pub fn environment_has_news(&mut self, name: &str) {
         self.environment_agenda.now(name);
-        self.stir_leases_of_object(name);
-    }
-
-    fn stir_leases_of_object(&mut self, name: &str) {
         if let Some(id) = name.strip_prefix(&self.pool).and_then(|rest| rest.strip_prefix('-')) {
             self.stirred.extend(self.leases_of(id));
         }

@@ -98,7 +98,7 @@ pub struct Gaps {
 pub type LineTest = Box<dyn Fn(&str) -> bool>;
 
 /// Something about a line as a person sees it, without colours and section marks.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum Line {
     /// It holds this.

@@ -16,7 +16,7 @@ use crate::testbed::stage::{POOL, SOON, Stage, condition, message};
 use crate::testbed::wait::until;
 
 /// What is to be seen; all of it at the same time.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Surface {
     /// The pool's conditions, by type `[status, reason]`.
@@ -58,22 +58,7 @@ pub struct Surface {
 impl Surface {
     /// Whether nothing is wished for.
     pub fn is_empty(&self) -> bool {
-        let Self { conditions, says, status, in_use, events, runner, runners, machines, .. } = self;
-        let Self { token_replaced, secrets, objects, metrics, no_metrics, jobs, held, requests, .. } = self;
-        conditions.is_empty()
-            && says.is_empty()
-            && status.is_none()
-            && in_use.is_none()
-            && events.is_empty()
-            && runner.is_none()
-            && (runners, machines, token_replaced, held) == (&None, &None, &None, &None)
-            && secrets.is_empty()
-            && objects.is_empty()
-            && metrics.is_empty()
-            && no_metrics.is_empty()
-            && jobs.is_none()
-            && requests.is_empty()
-            && !self.queued
+        *self == Self::default()
     }
 
     /// Waits until all of it is to be seen.
