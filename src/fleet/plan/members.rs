@@ -76,13 +76,13 @@ pub fn offered<'a>(view: &'a View<'_>, plan: &'a Plan) -> impl Iterator<Item = &
     waiting.filter(move |wake| is_free(wake)).map(|wake| wake.environment.as_str())
 }
 
-/// Opens members for jobs: in service, protected, not worn, not about to be stopped; and of those the slots whose
-/// volume is mounted.
+/// Opens members for jobs: in service, protected, not worn, not about to be stopped or taken out of the group again; and
+/// of those the slots whose volume is mounted.
 pub fn open(view: &View<'_>, plan: &mut Plan) {
     for instance in view.facts.instances.values().filter(|instance| is_in_service(instance)) {
         let stand = view.stand(&instance.id);
         let is_protected = instance.member.as_ref().is_some_and(|member| member.is_protected);
-        let is_due_to_stop = stand.environments().any(|known| known.is_due_to_stop || known.is_to_stop);
+        let leaves = stand.environments().any(|it| it.is_due_to_stop || it.is_to_stop || it.is_stopped);
         // Looks lag: one that was told to go may be shown in service for a while.
         let told_at = view.memory.told_to_go.get(&instance.id);
         let is_told_to_go = told_at.is_some_and(|at| view.now.duration_since(*at) < view.pool.deletion_retry);
@@ -90,8 +90,7 @@ pub fn open(view: &View<'_>, plan: &mut Plan) {
             continue;
         }
         let HostStand::Ready { mounts, .. } = &stand.host else { continue };
-        if !is_protected || is_due_to_stop || view.pool.is_deleting || spent(view, instance, &stand).is_some()
-        {
+        if !is_protected || leaves || view.pool.is_deleting || spent(view, instance, &stand).is_some() {
             continue;
         }
         let closed: BTreeSet<u32> = match view.pool.volume {
