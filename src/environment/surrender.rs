@@ -164,7 +164,7 @@ fn snapshot_step(view: &View<'_>) -> Step {
     let id = &view.environment.spec.environment_id;
     let by_status = view.environment.status.as_ref().and_then(|status| status.snapshot.as_ref());
     // One that was begun and is in no status yet is found by its tag.
-    let tagged = view.facts.snapshots.values().find(|known| known.tags.get(tags::ENVIRONMENT) == Some(id));
+    let tagged = view.facts.snapshots.of_environment(id).next();
     let known = tagged.map(|known| &known.id).or(by_status.map(|known| &known.id));
     match known {
         Some(snapshot) if view.is_fresh => Step::DeleteSnapshot { snapshot: snapshot.clone() },

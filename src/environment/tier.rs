@@ -277,8 +277,7 @@ pub fn own_volume<'a>(view: &View<'a>) -> Option<&'a Volume> {
         VolumeState::Creating | VolumeState::Available | VolumeState::InUse => true,
         VolumeState::Deleting | VolumeState::Failed => false,
     };
-    let mut usable = view.facts.volumes.values().filter(is_usable);
-    if let Some(volume) = usable.clone().find(|volume| volume.tags.get(tags::ENVIRONMENT) == Some(id)) {
+    if let Some(volume) = view.facts.volumes.of_environment(id).find(is_usable) {
         return Some(volume);
     }
     // One that has just been put to sleep lies on the volume of its slot, which nothing says yet but the slot. Once it is
@@ -287,7 +286,7 @@ pub fn own_volume<'a>(view: &View<'a>) -> Option<&'a Volume> {
     let (instance, slot) = environment.place().filter(|_| is_unsaid)?;
     let attached = view.facts.volume_at(instance, &device_of(slot));
     attached.filter(is_usable).or_else(|| {
-        usable.find(|volume| {
+        view.facts.volumes.values().filter(is_usable).find(|volume| {
             volume.tags.get(tags::SLOT_OF).is_some_and(|known| known == instance)
                 && volume.tags.get(tags::SLOT) == Some(&slot.to_string())
                 && !volume.tags.contains_key(tags::ENVIRONMENT)
@@ -304,10 +303,8 @@ pub fn own_snapshot<'a>(view: &View<'a>) -> Option<&'a Snapshot> {
         return Some(snapshot);
     }
     let id = &view.environment.spec.environment_id;
-    let is_own = |known: &&Snapshot| {
-        known.tags.get(tags::ENVIRONMENT) == Some(id) && known.state != SnapshotState::Failed
-    };
-    view.facts.snapshots.values().filter(is_own).max_by_key(|known| known.started_at)
+    let whole = view.facts.snapshots.of_environment(id).filter(|known| known.state != SnapshotState::Failed);
+    whole.max_by_key(|known| known.started_at)
 }
 
 fn is_on_place(view: &View<'_>, volume: &Volume) -> bool {

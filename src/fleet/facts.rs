@@ -7,9 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 
+use self::tagged::Tagged;
 use crate::provider::{
     Group, Ids, Instance, InstanceState, Observation, Snapshot, SnapshotState, Volume, VolumeState, tags,
 };
+
+pub mod tagged;
 
 /// How many looks in a row, over how long, must miss a thing before it counts as gone.
 const MISSES: u32 = 3;
@@ -25,9 +28,9 @@ pub struct Facts {
     /// Members of the group if the pool has it, and instances that carry the pool's tag or that its objects rely on.
     pub instances: BTreeMap<String, Instance>,
     /// Volumes that carry the pool's tag, or that its objects rely on.
-    pub volumes: BTreeMap<String, Volume>,
+    pub volumes: Tagged<Volume>,
     /// Snapshots that carry the pool's tag, or that its objects rely on.
-    pub snapshots: BTreeMap<String, Snapshot>,
+    pub snapshots: Tagged<Snapshot>,
     /// What earlier looks showed and this one does not.
     missing: BTreeMap<String, Missing>,
 }
@@ -103,12 +106,10 @@ impl Facts {
             .collect();
         let volumes = observation.volumes.iter();
         let volumes = volumes.filter(|(id, volume)| is_ours(id, &volume.tags, &relied_on.volumes));
-        let volumes: BTreeMap<String, Volume> =
-            volumes.map(|(id, volume)| (id.clone(), volume.clone())).collect();
+        let volumes = volumes.map(|(_, volume)| volume.clone()).collect();
         let snapshots = observation.snapshots.iter();
         let snapshots = snapshots.filter(|(id, snapshot)| is_ours(id, &snapshot.tags, &relied_on.snapshots));
-        let snapshots: BTreeMap<String, Snapshot> =
-            snapshots.map(|(id, snapshot)| (id.clone(), snapshot.clone())).collect();
+        let snapshots = snapshots.map(|(_, snapshot)| snapshot.clone()).collect();
         let mut facts = Self {
             at: observation.at,
             group: group_of_pool.cloned(),

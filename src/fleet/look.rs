@@ -437,7 +437,7 @@ mod tests {
         let mut look = |second, volume: Option<&str>| {
             let mut facts = Facts::default();
             facts.at = at(second);
-            facts.volumes.extend(volume.map(|id| (id.to_owned(), free_volume(id))));
+            facts.volumes = volume.map(free_volume).into_iter().collect();
             await_made(&mut memory, &facts, at(second));
             let is_fresh = |subject| memory.touched.get(subject).is_none_or(|touched| facts.at > *touched);
             (is_fresh("pool-a"), is_fresh("i-1 slot 0"))

@@ -19,11 +19,10 @@ pub(super) fn snapshot(view: &View<'_>) -> Plan {
     let woken_at = status.last_resumed_at.as_ref().map(|at| at.0.as_second().to_string());
     let is_of_this_sleep = |known: &&crate::provider::Snapshot| {
         known.tags.get(tags::RESUMED_AT) == woken_at.as_ref()
-            && known.tags.get(tags::ENVIRONMENT) == Some(&environment.spec.environment_id)
             && known.tags.get(tags::REVISION) == Some(&revision)
             && known.state != SnapshotState::Failed
     };
-    let taken = view.facts.snapshots.values().find(is_of_this_sleep);
+    let taken = view.facts.snapshots.of_environment(&environment.spec.environment_id).find(is_of_this_sleep);
     match (taken, own_volume(view)) {
         (Some(taken), _) if taken.state == SnapshotState::Pending => {
             Plan::wait(format!("snapshot {} to be complete", taken.id))
@@ -90,8 +89,7 @@ pub fn leftover(view: &View<'_>) -> Option<Step> {
 /// Deletes a snapshot of its own that is not the one to keep; one that the status alone knows too.
 fn delete_snapshot(view: &View<'_>, keep: Option<&str>, by_status: Option<&str>) -> Option<Step> {
     let id = &view.environment.spec.environment_id;
-    let of_it = view.facts.snapshots.values().filter(|known| known.tags.get(tags::ENVIRONMENT) == Some(id));
-    let mut ids = of_it.map(|known| known.id.as_str()).chain(by_status);
+    let mut ids = view.facts.snapshots.of_environment(id).map(|known| known.id.as_str()).chain(by_status);
     let stale = ids.find(|id| Some(*id) != keep)?;
     Some(Step::DeleteSnapshot { snapshot: stale.to_owned() })
 }

@@ -94,7 +94,7 @@ mod tests {
             tags: BTreeMap::new(),
         };
         let mut facts = Facts::default();
-        facts.volumes.insert("vol-1".into(), volume);
+        facts.volumes.put(volume);
         facts.instances.insert("i-1".into(), Instance::for_test("i-1"));
         facts
     }

@@ -192,9 +192,9 @@ mod tests {
         let mut facts = Facts::default();
         facts.instances.insert("i-1".into(), instance("i-1", Tags::new()));
         for volume in [volume("vol-1", None), volume("vol-2", Some("i-1")), volume("vol-3", Some("i-9"))] {
-            facts.volumes.insert(volume.id.clone(), volume);
+            facts.volumes.put(volume);
         }
-        facts.snapshots.insert("snap-1".into(), snapshot);
+        facts.snapshots.put(snapshot);
         let mut view = view(&facts, &memory);
         let of_environment = Tags::from([(tags::ENVIRONMENT.to_owned(), E.to_owned())]);
         for id in ["vol-1", "snap-1"] {
@@ -227,7 +227,7 @@ mod tests {
         let mut facts = Facts::default();
         owned.tags = own_tags(&view(&facts, &memory));
         facts.instances.insert("i-1".into(), instance("i-1", owned.tags.clone()));
-        facts.volumes.insert("vol-1".into(), owned);
+        facts.volumes.put(owned);
         let mut view = view(&facts, &memory);
         // The tag of a slot is taken when its environment lets go of it.
         let kept =
@@ -251,7 +251,7 @@ mod tests {
         let (before, after) = ("1970-01-01T00:00:00Z", "1970-01-02T00:00:00Z");
         for (id, revision) in [("vol-1", "1"), ("vol-2", "0")] {
             let volume = Volume { tags: tags_of(before, revision), ..volume(id, None) };
-            facts.volumes.insert(id.into(), volume);
+            facts.volumes.put(volume);
         }
         let snapshot = Snapshot {
             id: "snap-1".into(),
@@ -261,7 +261,7 @@ mod tests {
             started_at: None,
             tags: tags_of(before, "1"),
         };
-        facts.snapshots.insert("snap-1".into(), snapshot);
+        facts.snapshots.put(snapshot);
         facts.instances.insert("i-1".into(), instance("i-1", tags_of(before, "1")));
         let mut view = view(&facts, &memory);
         for id in ["vol-1", "vol-2", "snap-1"] {

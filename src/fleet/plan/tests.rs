@@ -299,7 +299,7 @@ fn worlds() -> impl Strategy<Value = World> {
                 stands.insert(instance.id.clone(), stand);
                 facts.instances.insert(instance.id.clone(), instance);
             }
-            facts.volumes = volumes.into_iter().map(|volume| (volume.id.clone(), volume)).collect();
+            facts.volumes = volumes.into_iter().collect();
             let volume: WorkspaceVolume =
                 serde_json::from_value(serde_json::json!({ "sizeGiB": 8 })).unwrap();
             World {
@@ -662,7 +662,7 @@ fn a_member_that_stays_keeps_no_volume() {
         volumes::take_back(&world.view(), &mut plan);
         steps(&plan).cloned().collect::<Vec<_>>()
     };
-    facts.volumes.insert("vol-1".into(), volume.clone());
+    facts.volumes.put(volume.clone());
     let mounted = ready(&[(0, "vol-1")]);
     assert_eq!(taken_back(&facts, mounted.clone(), false), []);
     assert_eq!(
@@ -674,7 +674,7 @@ fn a_member_that_stays_keeps_no_volume() {
     let detach = Change::DetachVolume { volume: "vol-1".into(), instance: "i-1".into(), force: false };
     assert_eq!(taken_back(&facts, ready(&[]), true), [Step::Cloud(detach)]);
     (volume.attachment, volume.state) = (None, VolumeState::Available);
-    facts.volumes.insert("vol-1".into(), volume);
+    facts.volumes.put(volume);
     let delete = Change::DeleteVolume { volume: "vol-1".into() };
     assert_eq!(taken_back(&facts, ready(&[]), true), [Step::Cloud(delete)]);
 }
@@ -879,7 +879,7 @@ mod dry {
                     is_known |= is_given_up;
                     if is_given_up {
                         let taken = snapshot(&wake.environment, SnapshotState::Pending);
-                        world.facts.snapshots.insert(taken.id.clone(), taken);
+                        world.facts.snapshots.put(taken);
                     }
                 }
                 let (came, went) = world.pass(&plan);
@@ -901,7 +901,7 @@ mod dry {
             [(None, true), (Some(SnapshotState::Failed), true), (Some(SnapshotState::Completed), false)]
         {
             let mut world = world.clone();
-            world.facts.snapshots.extend(state.map(|state| ("snap-e0".into(), snapshot("e0", state))));
+            world.facts.snapshots = state.map(|state| snapshot("e0", state)).into_iter().collect();
             let mut tries = 0;
             for _ in 0..60 {
                 let plan = plan(&world.view());

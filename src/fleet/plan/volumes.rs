@@ -1,10 +1,11 @@
 //! A volume for each slot: made, attached and mounted before the slot takes a job, used again while no environment owns
 //! it. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::members::own_tags;
 use super::{Plan, Step, is_in_service, spent};
+use crate::api::runner_pool::WorkspaceVolume;
 use crate::fleet::facts::{device_of, slot_at};
 use crate::fleet::view::{HostStand, Stand, View};
 use crate::provider::{Change, Instance, Volume, VolumeOrder, VolumeState, tags};
@@ -15,7 +16,7 @@ pub fn provide(view: &View<'_>, plan: &mut Plan) {
     if view.pool.is_deleting {
         return;
     }
-    let mut taken = BTreeSet::new();
+    let mut spares = None;
     for instance in view.facts.instances.values().filter(|instance| is_in_service(instance)) {
         let stand = view.stand(&instance.id);
         if spent(view, instance, &stand).is_some() {
@@ -28,7 +29,8 @@ pub fn provide(view: &View<'_>, plan: &mut Plan) {
                 // Attached, and not seen among the volumes yet.
                 None if instance.devices.contains_key(&device) => {}
                 None => {
-                    if let Some(step) = attach_or_make(view, instance, slot, wanted, &mut taken) {
+                    let spares = spares.get_or_insert_with(|| Spares::of(view, wanted));
+                    if let Some(step) = attach_or_make(view, instance, slot, wanted, spares) {
                         plan.is_expecting = true;
                         plan.add(view, &format!("{} slot {slot}", instance.id), step);
                     }
@@ -114,32 +116,17 @@ fn attach_or_make(
     view: &View<'_>,
     instance: &Instance,
     slot: u32,
-    wanted: &crate::api::runner_pool::WorkspaceVolume,
-    taken: &mut BTreeSet<String>,
+    wanted: &WorkspaceVolume,
+    spares: &mut Spares<'_>,
 ) -> Option<Vec<Step>> {
-    let mine = |volume: &&Volume| is_made_for(volume, &instance.id, slot);
-    let usable = |volume: &&Volume| {
-        volume.state == VolumeState::Available
-            && volume.zone == instance.zone
-            && volume.size_gib >= wanted.size_gib
-            // One from before the pool had its baseline would begin cold.
-            && (wanted.baseline_snapshot.is_none() || volume.snapshot == wanted.baseline_snapshot)
-            && !taken.contains(&volume.id)
-            && is_nobodys(view, volume)
-    };
-    let made = view.facts.volumes.values().filter(|volume| mine(volume) && is_nobodys(view, volume));
-    let is_coming = made.clone().any(|volume| volume.state == VolumeState::Creating);
-    if is_coming {
+    if spares.is_coming(instance, slot) {
         return Some(Vec::new());
     }
-    let mut made = made;
-    let found = made.find(usable).or_else(|| view.facts.volumes.values().find(usable));
     let for_slot = BTreeMap::from([
         (tags::SLOT_OF.to_owned(), instance.id.clone()),
         (tags::SLOT.to_owned(), slot.to_string()),
     ]);
-    if let Some(volume) = found {
-        taken.insert(volume.id.clone());
+    if let Some(volume) = spares.take(instance, slot) {
         let attach = Change::Attach {
             volume: volume.id.clone(),
             instance: instance.id.clone(),
@@ -150,7 +137,7 @@ fn attach_or_make(
             let keys = vec![tags::ORPHANED_AT.to_owned()];
             steps.push(Step::Cloud(Change::Untag { ids: vec![volume.id.clone()], keys }));
         }
-        if !is_made_for(volume, &instance.id, slot) {
+        if made_for(volume) != Some((&instance.id, slot)) {
             steps.push(Step::Cloud(Change::Tag { ids: vec![volume.id.clone()], tags: for_slot }));
         }
         steps.push(Step::Cloud(attach));
@@ -172,16 +159,59 @@ fn attach_or_make(
     Some(vec![Step::Cloud(Change::CreateVolume(order))])
 }
 
-fn is_made_for(volume: &Volume, instance: &str, slot: u32) -> bool {
-    let is = |key: &str, value: &str| volume.tags.get(key).is_some_and(|known| known == value);
-    is(tags::SLOT_OF, instance) && is(tags::SLOT, &slot.to_string())
+/// The volumes that nobody owns. They are gone through once: a fleet may have thousands of slots to provide for.
+struct Spares<'a> {
+    /// By the instance and the slot that each was made for.
+    made: BTreeMap<&'a str, BTreeMap<u32, Vec<&'a Volume>>>,
+    /// Those that a slot can be given, by zone and id.
+    usable: BTreeMap<&'a str, BTreeMap<&'a str, &'a Volume>>,
+}
+
+impl<'a> Spares<'a> {
+    fn of(view: &View<'a>, wanted: &WorkspaceVolume) -> Self {
+        let mut spares = Self { made: BTreeMap::new(), usable: BTreeMap::new() };
+        for volume in view.facts.volumes.values().filter(|volume| is_nobodys(view, volume)) {
+            if let Some((instance, slot)) = made_for(volume) {
+                spares.made.entry(instance).or_default().entry(slot).or_default().push(volume);
+            }
+            let is_usable = volume.state == VolumeState::Available
+                && volume.size_gib >= wanted.size_gib
+                // One from before the pool had its baseline would begin cold.
+                && (wanted.baseline_snapshot.is_none() || volume.snapshot == wanted.baseline_snapshot);
+            if is_usable {
+                spares.usable.entry(&volume.zone).or_default().insert(&volume.id, volume);
+            }
+        }
+        spares
+    }
+
+    fn made(&self, instance: &Instance, slot: u32) -> &[&'a Volume] {
+        let of_instance = self.made.get(instance.id.as_str());
+        of_instance.and_then(|slots| slots.get(&slot)).map_or(&[], Vec::as_slice)
+    }
+
+    fn is_coming(&self, instance: &Instance, slot: u32) -> bool {
+        self.made(instance, slot).iter().any(|volume| volume.state == VolumeState::Creating)
+    }
+
+    /// One for a slot, which is no other's from then on; that which was made for it before any other.
+    fn take(&mut self, instance: &Instance, slot: u32) -> Option<&'a Volume> {
+        let made: Vec<&str> = self.made(instance, slot).iter().map(|volume| volume.id.as_str()).collect();
+        let usable = self.usable.get_mut(instance.zone.as_str())?;
+        let own = made.into_iter().find_map(|id| usable.remove(id));
+        own.or_else(|| usable.pop_first().map(|(_, volume)| volume))
+    }
+}
+
+/// The instance and the slot that a volume was made for.
+fn made_for(volume: &Volume) -> Option<(&str, u32)> {
+    let (instance, slot) = volume.tags.get(tags::SLOT_OF).zip(volume.tags.get(tags::SLOT))?;
+    Some((instance, slot.parse().ok()?))
 }
 
 /// Whether no environment owns a volume, by its tags, by a status, or by the slot it was last in.
 pub fn is_nobodys(view: &View<'_>, volume: &Volume) -> bool {
-    let last = volume.tags.get(tags::SLOT_OF).zip(volume.tags.get(tags::SLOT));
-    let is_of_place = last.is_some_and(|(instance, slot)| {
-        slot.parse().is_ok_and(|slot: u32| view.places.contains(&(instance.clone(), slot)))
-    });
+    let is_of_place =
+        made_for(volume).is_some_and(|(instance, slot)| view.places.contains(&(instance.to_owned(), slot)));
     !volume.tags.contains_key(tags::ENVIRONMENT) && !view.owned_volumes.contains(&volume.id) && !is_of_place
 }

@@ -181,9 +181,9 @@ impl World {
                 continue;
             }
             for (_, id) in std::mem::take(&mut instance.devices) {
-                if let Some(volume) = self.facts.volumes.get_mut(&id) {
-                    volume.attachment = None;
-                    volume.state = VolumeState::Available;
+                if let Some(volume) = self.facts.volumes.get(&id).cloned() {
+                    let state = VolumeState::Available;
+                    self.facts.volumes.put(Volume { attachment: None, state, ..volume });
                 }
             }
         }
