@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use base64::Engine as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::expect::Line;
 use super::own::{Ground, Which};
+use crate::testbed::control_plane::reader::secret_value;
 use crate::testbed::gitlab::JobId;
 use crate::testbed::stage::{POOL, SOON, Stage, condition, message};
 use crate::testbed::wait::until;
@@ -190,8 +190,8 @@ impl Surface {
             if is_replaced != wished {
                 found.push(format!("that GitLab has replaced its token is {is_replaced}, not {wished}"));
             }
-            let kept = named(ground.secret()).and_then(|secret| secret["data"]["token"].as_str());
-            let kept = base64::engine::general_purpose::STANDARD.decode(kept.unwrap_or_default())?;
+            let kept = named(ground.secret()).map(|secret| secret_value(secret, "token"));
+            let kept = kept.transpose()?.unwrap_or_default();
             if kept != token.as_bytes() {
                 found.push("the Secret has another token than GitLab".to_owned());
             }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Death, at_each};
 use crate::registration::{SECRET, made, registration, the_runner};
+use crate::testbed::control_plane::reader::secret_value;
 use crate::testbed::gitlab::{Action, Fault, JobSpec, JobState, Options, RunnerId, Scope, Target};
 use crate::testbed::stage::{POOL, SOON, Setting, Stage, merge};
 use crate::testbed::wait::until;
@@ -46,11 +47,9 @@ async fn ready(stage: &Stage) -> Result<()> {
 
 /// Waits until the Secret has the token that GitLab knows, and GitLab takes it.
 async fn until_the_token_is_kept(stage: &Stage) -> Result<()> {
-    use base64::Engine;
     until("the Secret has a token that GitLab knows", SOON, async || {
         let secret = stage.get("secret", SECRET).await?;
-        let kept = secret["data"]["token"].as_str().unwrap_or_default();
-        let kept = base64::engine::general_purpose::STANDARD.decode(kept)?;
+        let kept = secret_value(&secret, "token")?;
         let is_settled = secret["metadata"]["annotations"]["dormouse.dev/token-rotation"].is_null();
         let known = made(stage).iter().any(|runner| runner.token.as_bytes() == kept);
         Ok((is_settled && known).then_some(()))

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::{BY_ITSELF, SECRET, give_access, registration, start, tells_no_secret, the_runner};
+use crate::testbed::control_plane::reader::secret_value;
 use crate::testbed::gitlab::{Action, Fault, JobSpec, JobState, Options, Scope, Target};
 use crate::testbed::stage::{POOL, SOON, Setting, Stage};
 use crate::testbed::wait::until;
@@ -31,12 +32,10 @@ async fn until_replaced(stage: &Stage, old: &str) -> Result<String> {
 
 /// Whether the Secret has the token that GitLab knows.
 async fn until_kept(stage: &Stage) -> Result<()> {
-    use base64::Engine;
     until("the Secret has the new token", SOON, async || {
         let token = the_runner(stage)?.token;
         let secret = stage.get("secret", SECRET).await?;
-        let kept = secret["data"]["token"].as_str().unwrap_or_default();
-        let kept = base64::engine::general_purpose::STANDARD.decode(kept)?;
+        let kept = secret_value(&secret, "token")?;
         Ok((kept == token.as_bytes()).then_some(()))
     })
     .await

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Secret;
 use serde_json::Value;
 
 /// Longer than a busy API server takes, and shorter than a test may wait for one that is frozen.
@@ -45,6 +46,12 @@ impl Reader {
         ensure!(status.is_success(), "GET {path} was answered with {status}: {text}");
         Ok(serde_json::from_str(&text)?)
     }
+}
+
+/// What a Secret holds under a key; nothing where it has none such.
+pub fn secret_value(secret: &Value, key: &str) -> Result<Vec<u8>> {
+    let secret: Secret = serde_json::from_value(secret.clone()).context("not a Secret")?;
+    Ok(secret.data.and_then(|mut data| data.remove(key)).unwrap_or_default().0)
 }
 
 /// The path of a kind's objects in a namespace, by any name kubectl knows it under that tests use.
