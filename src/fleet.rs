@@ -112,7 +112,10 @@ impl Failure {
 /// How long a step rests that has failed so often in a row.
 fn pause(class: ErrorClass, times: u32) -> SignedDuration {
     let (first, longest) = match class {
-        ErrorClass::Retry | ErrorClass::Refused | ErrorClass::Gone => (RETRY, LONGEST_RETRY),
+        // It was not as the last look had it: the next one says what to do. Only what is refused again has to wait.
+        ErrorClass::Refused if times <= 1 => return SignedDuration::ZERO,
+        ErrorClass::Refused => return pause(ErrorClass::Retry, times - 1),
+        ErrorClass::Retry | ErrorClass::Gone => (RETRY, LONGEST_RETRY),
         ErrorClass::NoCapacity | ErrorClass::Denied | ErrorClass::Quota | ErrorClass::Invalid => {
             (LONG_RETRY, LONGEST_LONG_RETRY)
         }
@@ -195,13 +198,15 @@ impl Fleet {
                 .is_none_or(|touched| looked_at.is_some_and(|at| at > *touched))
     }
 
-    /// Whether nothing is under way about an instance, and the last look shows what was done about it.
-    pub fn is_at_rest(&self, instance: &str) -> bool {
+    /// Whether nothing is under way about an instance and a slot of it, and the last look shows what was done about them.
+    pub fn is_at_rest(&self, instance: &str, slot: u32) -> bool {
         let state = self.state();
         let looked_at = state.facts.as_ref().map(|facts| facts.at);
-        let touched = state.memory.touched.get(instance);
-        !state.running.contains(instance)
-            && touched.is_none_or(|touched| looked_at.is_some_and(|at| at > *touched))
+        [instance, &plan::slot_subject(instance, slot)].into_iter().all(|subject| {
+            let touched = state.memory.touched.get(subject);
+            !state.running.contains(subject)
+                && touched.is_none_or(|touched| looked_at.is_some_and(|at| at > *touched))
+        })
     }
 
     /// Whether an environment has to make room.
@@ -294,9 +299,10 @@ mod tests {
     #[test]
     fn pauses_grow_and_a_long_one_is_cut_short_while_somebody_waits() {
         let pauses = |class| [1, 2, 3, 5, 6, 7, 1_000].map(|times| pause(class, times).as_secs());
-        for class in [ErrorClass::Retry, ErrorClass::Refused, ErrorClass::Gone] {
+        for class in [ErrorClass::Retry, ErrorClass::Gone] {
             assert_eq!(pauses(class), [2, 4, 8, 32, 60, 60, 60]);
         }
+        assert_eq!(pauses(ErrorClass::Refused), [0, 2, 4, 16, 32, 60, 60]);
         for class in [ErrorClass::NoCapacity, ErrorClass::Denied, ErrorClass::Quota, ErrorClass::Invalid] {
             assert_eq!(pauses(class), [30, 60, 120, 480, 600, 600, 600]);
         }

@@ -58,8 +58,9 @@ pub struct View<'a> {
     pub may_stop: bool,
     /// Whether the cloud has had time to show what was last done about it.
     pub is_fresh: bool,
-    /// Whether nothing is under way about its instance, and the cloud has had time to show what was last done about that.
-    pub is_instance_at_rest: bool,
+    /// Whether nothing is under way about its instance and its slot there, and the cloud has had time to show what was last
+    /// done about them.
+    pub is_place_at_rest: bool,
     /// Now.
     pub now: Timestamp,
 }
@@ -174,7 +175,7 @@ fn settle_down(view: &View<'_>, is_moving: bool) -> Plan {
 /// It was called back, and its instance may go off all the same: a job that began there now would go off with it.
 fn about_to_stop(view: &View<'_>) -> Option<Plan> {
     let (instance, _) = view.environment.place()?;
-    if !view.is_instance_at_rest {
+    if !view.is_place_at_rest {
         return Some(Plan::wait(format!("what was begun about instance {instance} to be seen")));
     }
     let is_stopping = view.facts.fate(instance) == Fate::Stopping;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::look;
-use super::plan::{Sequence, Step};
+use super::plan::{self, Sequence, Step};
 use super::view::Stand;
 use crate::clock;
 use crate::deed::{Deed, Point};
@@ -62,7 +62,7 @@ impl Drop for Mark {
         }
         self.held.fleet.wake();
         // Environments on an instance may wait for this.
-        self.held.book(|book| book.look_at_instance(&self.subject));
+        self.held.book(|book| book.look_at_instance(plan::instance_of(&self.subject)));
         self.held.wake();
     }
 }

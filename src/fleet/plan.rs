@@ -179,6 +179,16 @@ pub fn plan(view: &View<'_>) -> Plan {
     plan
 }
 
+/// What a sequence about a slot is about.
+pub fn slot_subject(instance: &str, slot: u32) -> String {
+    format!("{instance} slot {slot}")
+}
+
+/// The instance that a sequence is about, or whose slot.
+pub fn instance_of(subject: &str) -> &str {
+    subject.split_once(" slot ").map_or(subject, |(instance, _)| instance)
+}
+
 fn is_expecting(view: &View<'_>, plan: &Plan) -> bool {
     !plan.sequences.is_empty()
         || view.facts.instances.values().any(is_on_its_way)

@@ -40,6 +40,7 @@ pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
     let mut turns = driver.held.signal(&driver.lease.name_any());
     let mut waiting_for = "a free slot".to_owned();
     let mut told = Told::new();
+    let mut was_told = true;
     loop {
         turns.borrow_and_update();
         if driver.is_deleted() {
@@ -64,6 +65,9 @@ pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
             driver.held.reservation(&driver.lease.name_any())
         };
         if let Some(slot) = slot {
+            if !was_told {
+                tracing::info!(waiting_for, "the job's wait was over, and nobody had said so");
+            }
             // (4)
             driver.record(&Step::Assigned { instance: slot.instance, slot: slot.index }).await?;
             driver.held.settle_reservation(&driver.lease.name_any());
@@ -82,11 +86,14 @@ pub async fn acquire(driver: &mut Driver) -> Result<Acquired, DriveError> {
             driver.record(&Step::Waiting { on: waiting_for.clone() }).await?;
         }
         let look_at = driver.conversation.speak_of_waiting();
+        was_told = true;
         tokio::select! {
             // The sender lives in `held`: waiting cannot fail.
             _ = turns.changed() => {}
             // What a resume waits for is told, but for a host that did not answer when it was asked.
-            () = tokio::time::sleep(RESUME_INTERVAL), if driver.lease.spec.resume_from.is_some() => {}
+            () = tokio::time::sleep(RESUME_INTERVAL), if driver.lease.spec.resume_from.is_some() => {
+                was_told = false;
+            }
             answer = driver.conversation.answer() => match driver.conversation.take_in_waiting(answer) {
                 Waiting::GoOn => {}
                 Waiting::Canceled => return Ok(Acquired::Canceled),

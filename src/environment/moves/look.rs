@@ -29,7 +29,7 @@ pub struct Look {
     is_zone_dry: bool,
     may_stop: bool,
     is_fresh: bool,
-    is_instance_at_rest: bool,
+    is_place_at_rest: bool,
     now: Timestamp,
 }
 
@@ -61,7 +61,7 @@ impl Look {
             is_zone_dry: held.fleet.gets_none(&environment.spec.environment_id),
             may_stop: place.is_some_and(|(instance, _)| others_may_stop(held, &facts, instance, &name, now)),
             is_fresh: held.fleet.is_fresh(&name),
-            is_instance_at_rest: place.is_none_or(|(instance, _)| held.fleet.is_at_rest(instance)),
+            is_place_at_rest: place.is_none_or(|(instance, slot)| held.fleet.is_at_rest(instance, slot)),
             link,
             facts,
             settings,
@@ -86,7 +86,7 @@ impl Look {
             is_zone_dry: self.is_zone_dry,
             may_stop: self.may_stop,
             is_fresh: self.is_fresh,
-            is_instance_at_rest: self.is_instance_at_rest,
+            is_place_at_rest: self.is_place_at_rest,
             now: self.now,
         }
     }
@@ -138,7 +138,7 @@ pub fn target(
         is_zone_dry: false,
         may_stop: true,
         is_fresh: true,
-        is_instance_at_rest: true,
+        is_place_at_rest: true,
         now,
     };
     tier::target(&view).map(|target| target.tier)

@@ -469,6 +469,12 @@ impl World {
         }
     }
 
+    /// Ends all instances there are.
+    pub fn end_instances(&mut self) {
+        let ids: Vec<String> = self.instances.keys().cloned().collect();
+        ids.iter().for_each(|id| self.terminate(id));
+    }
+
     fn terminate(&mut self, id: &str) {
         let now = self.now;
         let Some(machine) = self.instances.get_mut(id).filter(|known| !known.cloud.state.is_gone()) else {
@@ -536,7 +542,7 @@ impl World {
             is_zone_dry: self.is_zone_dry(),
             may_stop: true,
             is_fresh: self.facts.at > at(self.touched_at),
-            is_instance_at_rest: self.facts.at > at(self.stopped_at),
+            is_place_at_rest: self.facts.at > at(self.stopped_at),
             now: at(self.now),
         }
     }

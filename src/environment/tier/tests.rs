@@ -152,3 +152,27 @@ fn a_look_from_before_its_instance_goes_off_again_brings_no_job_there() {
     world.job();
     assert_eq!(world.environment.phase(), Phase::InUse);
 }
+
+#[test]
+fn the_slot_is_emptied_while_its_volume_is_made() {
+    let mut world = World::new(true, &[]);
+    let look = |world: &mut World| {
+        world.pass();
+        world.look();
+        std::iter::from_fn(|| world.act()).take(20).collect::<Vec<Step>>()
+    };
+    world.happen(Event::Ask(Tier::Snapshotted));
+    let is_snapshotted = |world: &mut World| world.environment.tier() == Tier::Snapshotted;
+    assert!((0..40).any(|_| !look(&mut world).is_empty() && is_snapshotted(&mut world)), "{world:#?}");
+    // The instance that comes for it has another volume in its slot.
+    world.end_instances();
+    world.happen(Event::Bind);
+    let steps: Vec<Vec<Step>> = (0..40).map(|_| look(&mut world)).collect();
+    assert_eq!(world.environment.tier(), Tier::Hot, "{world:#?}");
+    let at = |is: fn(&Step) -> bool| steps.iter().position(|steps| steps.iter().any(is)).unwrap();
+    let restored = at(|step| matches!(step, Step::Restore { .. }));
+    let detached = at(|step| matches!(step, Step::Detach { .. }));
+    let attached = at(|step| matches!(step, Step::Attach { .. }));
+    let mounted = at(|step| matches!(step, Step::Mount { .. }));
+    assert_eq!([detached, attached, mounted].map(|look| look - restored), [1, 2, 3], "{steps:#?}");
+}

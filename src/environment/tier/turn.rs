@@ -114,7 +114,7 @@ mod tests {
             is_zone_dry: false,
             may_stop: true,
             is_fresh: true,
-            is_instance_at_rest: true,
+            is_place_at_rest: true,
             now,
         };
         plan(&view).step

@@ -40,7 +40,11 @@ pub(super) fn wake(view: &View<'_>) -> Plan {
         };
     };
     match volume.state {
-        VolumeState::Creating => return Plan::wait(format!("volume {} to be made", volume.id)),
+        // Its slot is emptied meanwhile: each of both takes the cloud its time.
+        VolumeState::Creating => {
+            let made = || Plan::wait(format!("volume {} to be made", volume.id));
+            return make_room(view, host, slot).unwrap_or_else(made);
+        }
         VolumeState::Available | VolumeState::InUse => {}
         VolumeState::Deleting | VolumeState::Failed => return Plan::wait("its volume to be seen"),
     }
@@ -79,16 +83,30 @@ pub(super) fn wake(view: &View<'_>) -> Plan {
             (None, _) => Plan::step(Step::Mount { volume: volume.id.clone() }),
         };
     }
-    // What is in the slot belongs to nobody: it makes room.
-    match view.facts.volume_at(instance, &device_of(slot)) {
-        Some(_) if mounted.is_some() => Plan::step(Step::Unmount),
-        Some(other) => take_off(view, other, instance),
-        None if host.devices.contains_key(&device_of(slot)) => {
+    if let Some(room) = make_room(view, host, slot) {
+        return room;
+    }
+    match view.is_fresh && view.is_place_at_rest {
+        _ if host.devices.contains_key(&device_of(slot)) => {
             Plan::wait(format!("device {} of {instance} to be free", device_of(slot)))
         }
-        None if view.is_fresh => Plan::step(Step::Attach { volume: volume.id.clone() }),
-        None => Plan::wait(format!("volume {} to be attached", volume.id)),
+        true => Plan::step(Step::Attach { volume: volume.id.clone() }),
+        false => Plan::wait(format!("volume {} to be attached", volume.id)),
     }
+}
+
+/// What is in the slot that it is to come to belongs to nobody, and makes room.
+fn make_room(view: &View<'_>, host: &Instance, slot: u32) -> Option<Plan> {
+    let Host::Answers { mounted, .. } = view.host else { return None };
+    if !view.is_place_at_rest {
+        // The fleet has begun to give the slot a volume before it was taken.
+        return Some(Plan::wait(format!("what was begun about slot {slot} of {} to be seen", host.id)));
+    }
+    let other = view.facts.volume_at(&host.id, &device_of(slot))?;
+    Some(match mounted {
+        Some(_) => Plan::step(Step::Unmount),
+        None => take_off(view, other, &host.id),
+    })
 }
 
 pub(super) fn wake_instance(view: &View<'_>) -> Plan {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::members::own_tags;
-use super::{Plan, Step, is_in_service, spent};
+use super::{Plan, Step, is_in_service, slot_subject, spent};
 use crate::api::runner_pool::WorkspaceVolume;
 use crate::fleet::facts::{device_of, slot_at};
 use crate::fleet::view::{HostStand, Stand, View};
@@ -32,7 +32,7 @@ pub fn provide(view: &View<'_>, plan: &mut Plan) {
                     let spares = spares.get_or_insert_with(|| Spares::of(view, wanted));
                     if let Some(step) = attach_or_make(view, instance, slot, wanted, spares) {
                         plan.is_expecting = true;
-                        plan.add(view, &format!("{} slot {slot}", instance.id), step);
+                        plan.add(view, &slot_subject(&instance.id, slot), step);
                     }
                 }
             }
@@ -57,7 +57,7 @@ pub fn take_back(view: &View<'_>, plan: &mut Plan) {
                 if let Some(step) = take_off(&stand, instance, slot, volume)
                     && !is_kept(view, instance, &stand, slot)
                 {
-                    plan.add(view, &format!("{} slot {slot}", instance.id), vec![step]);
+                    plan.add(view, &slot_subject(&instance.id, slot), vec![step]);
                 }
             }
             None if volume.state == VolumeState::Available
@@ -107,7 +107,7 @@ fn mount(view: &View<'_>, plan: &mut Plan, instance: &Instance, stand: &Stand, s
             volume: volume.id.clone(),
             device: device_of(slot),
         };
-        plan.add(view, &format!("{} slot {slot}", instance.id), vec![step]);
+        plan.add(view, &slot_subject(&instance.id, slot), vec![step]);
     }
 }
 

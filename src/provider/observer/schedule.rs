@@ -2,8 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-/// However urgent it is, a look begins no sooner than so long after the one before.
-pub const SHORTEST: Duration = Duration::from_secs(1);
+/// However urgent it is, a look begins no sooner than so long after the one before. A job that waits for its environment
+/// waits for one such time after each change of the cloud.
+pub const SHORTEST: Duration = Duration::from_millis(500);
+
+/// Half of the wait after one look that failed; it doubles with each.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 
 /// The longest wait after looks that failed.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
@@ -80,7 +84,7 @@ pub fn next<'a>(
     if course.failures > 0 {
         // A look that failed has shown nothing: it is made up for, sooner than the next would be, or later.
         let doublings = course.failures.min(16);
-        wait = SHORTEST.saturating_mul(1 << doublings).min(LONGEST_BACKOFF);
+        wait = FIRST_BACKOFF.saturating_mul(1 << doublings).min(LONGEST_BACKOFF);
     }
     if course.is_throttled {
         wait = wait.saturating_mul(THROTTLED);
@@ -154,7 +158,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_look_comes_and_never_more_often_than_once_a_second(
+        fn a_look_comes_and_never_sooner_than_the_shortest_time_after_another(
             intervals in proptest::collection::vec((0u64..600, 0u64..600, any::<bool>(), any::<bool>()), 1..20),
             failures in 0u32..100,
             is_throttled: bool,

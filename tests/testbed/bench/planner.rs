@@ -163,7 +163,7 @@ impl World {
                         is_zone_dry: false,
                         may_stop: true,
                         is_fresh: true,
-                        is_instance_at_rest: true,
+                        is_place_at_rest: true,
                         now: self.now,
                     };
                     tier::plan(&view).step.is_some()
