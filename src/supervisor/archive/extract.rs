@@ -103,6 +103,16 @@ impl Unpacking<'_> {
     fn zip(&mut self, archive: &ZipReader, say: &mut dyn FnMut(&str)) -> Result<(), ArchiveError> {
         self.check(archive)?;
         let mut made = Made::default();
+        let unpacked = self.unpack_zip(archive, &mut made, say);
+        self.finish(unpacked, &made, say)
+    }
+
+    fn unpack_zip(
+        &mut self,
+        archive: &ZipReader,
+        made: &mut Made,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<(), ArchiveError> {
         for entry in archive.entries() {
             let entry = entry?;
             if entry.kind == Kind::Folder && below(&entry.name).is_err() {
@@ -111,7 +121,7 @@ impl Unpacking<'_> {
             }
             let path = inside(&entry.name)?;
             match entry.kind {
-                Kind::Folder => self.folder(path, entry.mode, entry.modified, &mut made)?,
+                Kind::Folder => self.folder(path, entry.mode, entry.modified, made)?,
                 Kind::File => {
                     let mut data = archive.data(&entry)?;
                     self.file(&path, entry.mode, entry.modified, &mut data)?;
@@ -120,18 +130,18 @@ impl Unpacking<'_> {
                     let mut target = Vec::new();
                     let data = archive.data(&entry)?.take(LONGEST_TARGET).read_to_end(&mut target);
                     data.map_err(|error| bad_data(&path, &error))?;
-                    self.link(path, &target, &mut made, say)?;
+                    self.link(path, &target, made, say)?;
                 }
                 Kind::Special => say(&special(&path)),
             }
         }
-        self.finish(&made, say)
+        Ok(())
     }
 
     fn tar(&mut self, archive: &File, say: &mut dyn FnMut(&str)) -> Result<(), ArchiveError> {
         self.check_tar(archive)?;
         let mut made = Made::default();
-        tar::each(archive, &mut |entry, data| {
+        let unpacked = tar::each(archive, &mut |entry, data| {
             if entry.kind == tar::Kind::Folder && is_root(&entry.name) {
                 return Ok(());
             }
@@ -146,13 +156,19 @@ impl Unpacking<'_> {
                 tar::Kind::Special => say(&special(&path)),
             }
             Ok(())
-        })?;
-        self.finish(&made, say)
+        });
+        self.finish(unpacked, &made, say)
     }
 
-    /// What is done when all entries are there.
-    fn finish(&mut self, made: &Made, say: &mut dyn FnMut(&str)) -> Result<(), ArchiveError> {
+    /// What is done in the end, however it came: what an archive that is damaged half way has left must not lead out either.
+    fn finish(
+        &mut self,
+        unpacked: Result<(), ArchiveError>,
+        made: &Made,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<(), ArchiveError> {
         self.check_links(&made.links, say);
+        unpacked?;
         // Last, from the innermost: a folder that may not be written to takes no more files.
         for (path, mode, modified) in made.folders.iter().rev() {
             self.dress_folder(path, *mode, *modified).map_err(refused(shown(path)))?;

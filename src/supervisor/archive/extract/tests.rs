@@ -214,6 +214,24 @@ fn links_that_point_out_are_left_out_also_when_they_do_so_by_another_link() {
 }
 
 #[test]
+fn an_archive_that_is_damaged_after_its_links_leaves_none_that_points_out() {
+    let mut bed = Bed::new();
+    let content = b"the content that is changed";
+    let mut archive = zip(|zip| {
+        zip.folder(b"a/b", FOLDER).unwrap();
+        zip.link(b"a/b/up", b"../..", LINK).unwrap();
+        zip.link(b"by-another", b"a/b/up/../beside", LINK).unwrap();
+        zip.file(b"file", FILE, &content[..]).unwrap();
+    });
+    // Its checksum in the list at the end, which is what counts.
+    let listed = archive.windows(4).rposition(|four| four == b"PK\x01\x02").unwrap();
+    archive[listed + 16] ^= 0xff;
+    assert!(matches!(bed.extract(&archive).unwrap_err(), ArchiveError::Damaged(_)));
+    let is_there = |name: &str| bed.path().join(name).symlink_metadata().is_ok();
+    assert!(is_there("a/b/up") && !is_there("by-another"), "{:?}", bed.lines);
+}
+
+#[test]
 fn a_link_to_an_absolute_path_within_the_project_is_kept() {
     let mut bed = Bed::new();
     let target = bed.path().join("inside");
