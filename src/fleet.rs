@@ -87,6 +87,13 @@ impl State {
     fn rests(&self, subject: &str, now: Timestamp) -> bool {
         self.failures.get(subject).is_some_and(|failure| failure.again_at(self.is_awaited) > now)
     }
+
+    /// Whether the last look was begun after what was last done about a subject.
+    fn shows(&self, subject: &str) -> bool {
+        let looked_at = self.facts.as_ref().map(|facts| facts.at);
+        let touched = self.memory.touched.get(subject);
+        touched.is_none_or(|touched| looked_at.is_some_and(|at| at > *touched))
+    }
 }
 
 /// A step that failed.
@@ -189,24 +196,14 @@ impl Fleet {
     /// Whether the cloud has had time to show what was last done about a thing.
     pub fn is_fresh(&self, subject: &str) -> bool {
         let state = self.state();
-        let looked_at = state.facts.as_ref().map(|facts| facts.at);
-        !state.rests(subject, clock::now())
-            && state
-                .memory
-                .touched
-                .get(subject)
-                .is_none_or(|touched| looked_at.is_some_and(|at| at > *touched))
+        !state.rests(subject, clock::now()) && state.shows(subject)
     }
 
     /// Whether nothing is under way about an instance and a slot of it, and the last look shows what was done about them.
     pub fn is_at_rest(&self, instance: &str, slot: u32) -> bool {
         let state = self.state();
-        let looked_at = state.facts.as_ref().map(|facts| facts.at);
-        [instance, &plan::slot_subject(instance, slot)].into_iter().all(|subject| {
-            let touched = state.memory.touched.get(subject);
-            !state.running.contains(subject)
-                && touched.is_none_or(|touched| looked_at.is_some_and(|at| at > *touched))
-        })
+        let is_at_rest = |subject: &str| !state.running.contains(subject) && state.shows(subject);
+        is_at_rest(instance) && is_at_rest(&plan::slot_subject(instance, slot))
     }
 
     /// Whether an environment has to make room.

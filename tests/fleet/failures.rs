@@ -99,15 +99,3 @@ pub async fn until_called(stage: &Stage, what: &str, is_it: impl Fn(&Call) -> bo
         .await
         .with_context(|| stage.operator_log())
 }
-
-/// Waits until the cloud was looked at so many times more: once a second, or more often.
-pub async fn until_looked_at(stage: &Stage, times: usize) -> Result<()> {
-    let cloud = &stage.cloud()?.cloud;
-    let since = cloud.calls_so_far().await?;
-    until(&format!("{times} looks at the cloud"), SOON, async || {
-        let calls = cloud.calls(since).await?;
-        let looks = calls.iter().filter(|call| call.action == "DescribeAutoScalingGroups").count();
-        Ok((looks >= times).then_some(()))
-    })
-    .await
-}

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use aws_sdk_autoscaling::types::Tag;
 use serde_json::{Value, json};
 
-use super::failures::{instance_of, until_looked_at};
+use super::failures::instance_of;
 use super::tiers::with_volumes;
 use crate::suspension::job;
 use crate::testbed::cloud::Group;
@@ -115,7 +115,7 @@ async fn what_is_wrong_with_a_group_is_told_once_and_not_again_by_the_next_holde
             epoch(pool) > epoch(&before) && said
         })
         .await?;
-    until_looked_at(&stage, 3).await?;
+    stage.until_looked_at(3).await?;
     let told = stage.turns_told("GroupSuitable").await?;
     ensure!(told.len() == 1 && told[0]["series"].is_null(), "{told:#?}");
     traces::end(stage).await

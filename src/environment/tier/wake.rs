@@ -86,10 +86,10 @@ pub(super) fn wake(view: &View<'_>) -> Plan {
     if let Some(room) = make_room(view, host, slot) {
         return room;
     }
-    match view.is_fresh && view.is_place_at_rest {
-        _ if host.devices.contains_key(&device_of(slot)) => {
-            Plan::wait(format!("device {} of {instance} to be free", device_of(slot)))
-        }
+    if host.devices.contains_key(&device_of(slot)) {
+        return Plan::wait(format!("device {} of {instance} to be free", device_of(slot)));
+    }
+    match view.is_fresh {
         true => Plan::step(Step::Attach { volume: volume.id.clone() }),
         false => Plan::wait(format!("volume {} to be attached", volume.id)),
     }

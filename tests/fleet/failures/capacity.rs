@@ -4,10 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::super::tiers::{ask, leaves_marks, resume_and_see, until_tier, with_volumes};
-use super::{
-    beside_a_busy_job, go, instance_of, next_job_runs, snapshots, until_called, until_looked_at,
-    until_waits_for,
-};
+use super::{beside_a_busy_job, go, instance_of, next_job_runs, snapshots, until_called, until_waits_for};
 use crate::suspension::{held, job, put_to_sleep, until_gone};
 use crate::testbed::cloud::{Act, Fault};
 use crate::testbed::gitlab::JobState;
@@ -155,7 +152,7 @@ async fn an_environment_that_waits_for_an_instance_is_looked_at_now_and_then() -
     let wake = stage.gitlab.enqueue(job("wake").environment_key(&key).script(["cat ../../marker"]));
     until_waits_for(&stage, &key, "slot 0 of an instance").await?;
     let before = looked_at(&stage).await?;
-    until_looked_at(&stage, 5).await?;
+    stage.until_looked_at(5).await?;
     let looks = looked_at(&stage).await? - before;
     ensure!(looks < 100, "it was looked at {looks} times");
     cloud.cloud.clear_faults().await?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::super::tiers::{ask, leaves_marks, resume_and_see, until_tier};
-use super::{beside_a_busy_job, go, leap, until_called, until_looked_at, until_waits_for};
+use super::{beside_a_busy_job, go, leap, until_called, until_waits_for};
 use crate::suspension::{environment, held, job, object_of, put_to_sleep};
 use crate::testbed::cloud::{Act, Call, Fault};
 use crate::testbed::gitlab::JobState;
@@ -171,7 +171,7 @@ async fn a_job_that_calls_its_environment_back_is_not_stopped_with_it() -> Resul
         Ok(calls.iter().filter(|call| call.action == "StopInstances").count())
     };
     let before = stops().await?;
-    until_looked_at(&stage, 10).await?;
+    stage.until_looked_at(10).await?;
     ensure!(stops().await? == before, "its instance was stopped under the job");
     go(&stage, instance).await?;
     let over = stage.until_over(wake).await?;

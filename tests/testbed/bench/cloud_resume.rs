@@ -128,23 +128,11 @@ async fn resume(stage: &Stage, key: &str, tier: &str, rounds: usize) -> Result<V
         samples.push(load::first_byte(&view)? / 1000.0);
         ensure!(view.environment_key.as_deref() == Some(key), "it did not go to sleep again under its key");
         tiers::until_tier(stage, key, tier).await?;
-        until_looked_at(stage).await?;
+        // What was last done is to be seen: a job that calls an environment in that very moment waits for it too, which is
+        // none of its tier's. The first look may have been begun before.
+        stage.until_looked_at(2).await?;
     }
     Ok(samples)
-}
-
-/// Waits until what was last done has been seen: a job that calls an environment in that very moment waits for it too,
-/// which is none of its tier's.
-async fn until_looked_at(stage: &Stage) -> Result<()> {
-    let cloud = &stage.cloud()?.cloud;
-    let since = cloud.calls_so_far().await?;
-    // The first may have been begun before.
-    until("the account was looked at twice", SOON, async || {
-        let calls = cloud.calls(since).await?;
-        let looks = calls.iter().filter(|call| call.action == "DescribeVolumes").count();
-        Ok((looks >= 2).then_some(()))
-    })
-    .await
 }
 
 fn say(report: &mut Report, budget: Budget, what: &str, samples: &[f64]) -> Result<()> {

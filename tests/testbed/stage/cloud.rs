@@ -182,6 +182,18 @@ impl Stage {
         .await
     }
 
+    /// Waits until the cloud was looked at so many times more: once a second, or more often.
+    pub async fn until_looked_at(&self, times: usize) -> Result<()> {
+        let cloud = &self.cloud()?.cloud;
+        let since = cloud.calls_so_far().await?;
+        until(&format!("{times} looks at the cloud"), SOON, async || {
+            let calls = cloud.calls(since).await?;
+            let looks = calls.iter().filter(|call| call.action == "DescribeAutoScalingGroups").count();
+            Ok((looks >= times).then_some(()))
+        })
+        .await
+    }
+
     /// The cloud of a stage that was set with one.
     pub fn cloud(&self) -> Result<&CloudStage> {
         self.cloud.as_ref().context("the stage was set without a cloud")
